@@ -1,0 +1,56 @@
+# `make` alone lists the targets.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+CONFIG ?= configs/tiny.yaml
+RUN    ?= runs/demo
+SET    ?=
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lab run params runs report lint format clean-notebooks tiny-weights
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
+
+setup: $(VENV)/.installed ## create .venv and install the workbench
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(shell command -v $(PYTHON) || command -v python3) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+demo: setup     ## run the whole pipeline, notebooks 00-05, on the embedded world (RUN=runs/demo)
+	$(BIN)/python -m lib.engine.batch run configs/tiny.yaml --run $(RUN) $(SET)
+	$(BIN)/python -m lib.analysis.report $(RUN)
+
+test: setup     ## run the tests
+	$(BIN)/python -m pytest
+
+lab: setup      ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+run: setup      ## run notebooks headlessly: CONFIG=configs/x.yaml RUN=runs/x SET="ezhoi.epochs=3 --notebooks 02-04"
+	$(BIN)/python -m lib.engine.batch run $(CONFIG) --run $(RUN) $(SET)
+
+params: setup   ## print every setting with type, default and help
+	$(BIN)/python -m lib.config
+
+runs: setup     ## print the table of all runs
+	$(BIN)/python -m lib.runs
+
+report: setup   ## write RUN/report.html and print its results
+	$(BIN)/python -m lib.analysis.report $(RUN)
+
+lint: setup     ## check code and notebooks
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: setup   ## format code and notebooks
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean-notebooks: setup ## remove outputs and counts from the notebooks
+	$(BIN)/jupyter nbconvert --clear-output --inplace notebooks/*.ipynb
+
+tiny-weights: setup ## train the tiny CLIP and DETR again (slow) and write configs/tiny_clip, configs/tiny_detr
+	$(BIN)/python -m lib.data.tiny_models

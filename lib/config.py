@@ -1,0 +1,238 @@
+"""Every setting of the workbench: dataclass defaults -> YAML -> `key=value` overrides.
+
+An unknown or ill-typed key is an error that names the nearest valid one. `python -m lib.config` prints all settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lib.analysis.settings import AnalysisSettings
+from lib.bridge.settings import BridgeSettings
+
+
+class ConfigError(ValueError):
+    """A settings file or override names an unknown key or holds a value of the wrong type."""
+
+
+@dataclass
+class WorldSettings:
+    """The embedded stick world, rendered when data.root is empty."""
+
+    seed: int = 0  # seeds every scene
+    train_images: int = 1600  # images of the training split
+    test_images: int = 500  # images of the test split
+    width: int = 160  # pixels
+    height: int = 128  # pixels
+
+
+@dataclass
+class DataSettings:
+    """Annotations and images in HICO-DET's layout."""
+
+    root: str = ""  # folder of instances_{train,test}2015.json; empty = render the stick world into the run
+    images: str = "hico_20160224_det/images/{split}2015"  # image folder below root
+    zero_shot: str = "unseen_verb"  # default | unseen_verb | unseen_object | rare_first | non_rare_first | uc0-4
+    descriptions: str = ""  # description file of the HOI classes; empty = class sentences only
+    train_limit: int = 0  # use the first n training images; 0 = all
+    test_limit: int = 0  # use the first n test images; 0 = all
+    world: WorldSettings = field(default_factory=WorldSettings)
+
+
+@dataclass
+class ClipSettings:
+    """The frozen vision-language model."""
+
+    source: str = ""  # local-dir:<folder> | random:<open_clip name>; empty = the run's tiny CLIP
+    batch_size: int = 128  # images a forward in feature extraction
+
+
+@dataclass
+class DetectorSettings:
+    """DETR and the region proposal rule (spec ez-hoi.md §1.4)."""
+
+    source: str = ""  # folder of a transformers DETR; empty = the tiny DETR unpacked into the run
+    short_side: int = 800  # test resize: short side, pixels
+    long_side: int = 1333  # and limit of the long side
+    resample: str = "bicubic"  # bicubic (EZ-HOI) | bilinear (UPT)
+    batch_size: int = 1  # images of equal size a forward; padding would change results
+    nms_iou: float = 0.5  # class-wise NMS
+    score_threshold: float = 0.2  # a box counts as strong from this score
+    min_instances: int = 3  # at least the best 3 humans and 3 objects, whatever their score
+    max_instances: int = 15  # at most this many humans and as many objects
+
+
+@dataclass
+class FeatureSettings:
+    """Sharded store of CLIP patch tokens."""
+
+    shard_size: int = 1024  # images a shard
+    workers: int = 0  # decoding processes
+    strict: bool = True  # a broken image stops the extraction; false: zero record, line in errors.jsonl
+
+
+@dataclass
+class EzHoiSettings:
+    """EZ-HOI (spec ez-hoi.md §2-§6); defaults are the published ones."""
+
+    instance_adapters: bool = True  # --use_insadapter
+    adapter_gain_init: float = 1e-9  # start of the instance adapters' gain (quirk Q7)
+    prompt_length: int = 2  # N_CTX
+    prompt_depth: int = 9  # tune_LY, cut to the number of layers
+    pair_adapter: bool = True  # --img_align: attention over all pairs of an image
+    text_prompts: str = "off"  # off (constant text, as released) | prefix (live, seen by the class text)
+    class_rows: str = "selected"  # selected: the public row rule | all: every HOI sentence
+    roi_dropout: float = 0.2  # dropout on the 7 x 7 RoIAlign maps
+    alpha: float = 0.5  # focal loss: weight of positives against negatives
+    gamma: float = 0.2  # focal loss: exponent
+    epochs: int = 12  # passes over the training images
+    batch_size: int = 8  # images a step
+    lr: float = 1e-3  # AdamW learning rate
+    weight_decay: float = 1e-4  # on every parameter
+    lr_step: int = 10  # epochs until lr x 0.1
+    clip_norm: float = 0.1  # global gradient norm
+    precision: str = "fp32"  # fp32 | bf16 (autocast)
+    flip: float = 0.5  # probability of a left-right flip
+    jitter: float = 0.4  # brightness, contrast, saturation
+    crop: float = 0.5  # probability of a random crop
+    workers: int = 0  # data loading processes
+    prior_power: float = 2.8  # hyper_lambda, power of the detector scores in evaluation (1 in training)
+    log_every: int = 10  # steps between two lines of the loss history
+
+
+@dataclass
+class TextBankSettings:
+    """Texts whose embeddings the bridge learns."""
+
+    captions: str = ""  # COCO captions JSON or sentence list; empty = the stick world's captions
+    max_texts: int = 0  # use the first n distinct captions; 0 = all
+    template: str = "{}"  # wraps every sentence before the tokenizer; part of the text space id
+
+
+@dataclass
+class EvaluationSettings:
+    """What notebook 04 compares."""
+
+    entry_steps: list[int] = field(default_factory=lambda: [50, 100, 300, 600])  # depths tried with the default budget
+    step_budgets: list[int] = field(default_factory=lambda: [1, 2, 6, 20])  # numbers of evaluations tried
+    fit_images: int = 600  # training images whose seen pairs fit the blend of detector and bridge
+
+
+@dataclass
+class Config:
+    """The whole tree."""
+
+    seed: int = 0  # seeds every random stream of every stage
+    device: str = "auto"  # auto | cpu | cuda | cuda:1
+    threads: int = 0  # CPU threads of torch; 0 = torch's own choice
+    data: DataSettings = field(default_factory=DataSettings)
+    clip: ClipSettings = field(default_factory=ClipSettings)
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    ezhoi: EzHoiSettings = field(default_factory=EzHoiSettings)
+    text_bank: TextBankSettings = field(default_factory=TextBankSettings)
+    bridge: BridgeSettings = field(default_factory=BridgeSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file, then overrides such as `ezhoi.epochs=3`.
+
+    Raises ConfigError naming the source, the key, the nearest valid key or the expected type.
+    """
+    tree = OmegaConf.structured(Config)
+    OmegaConf.set_struct(tree, True)
+    if path is not None:
+        path = Path(path)
+        if not path.is_file():
+            names = sorted(str(file) for file in path.parent.glob("*.yaml"))
+            raise ConfigError(f"{path}: found no settings file; expected one of {names or 'configs/*.yaml'}")
+        tree = _merge(tree, OmegaConf.load(path), str(path))
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator:
+            raise ConfigError(f"override {override!r}: expected key=value, such as ezhoi.epochs=3")
+        _check_key(key, f"override {override!r}")
+        tree = _merge(tree, OmegaConf.from_dotlist([override]), f"override {override!r}")
+    return OmegaConf.to_object(tree)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved tree as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def describe() -> Iterator[tuple[str, str, str, str]]:
+    """(key, type, default, help) of every setting; the help is the comment beside the field."""
+    yield from _describe(Config, "")
+
+
+def _merge(tree: Any, new: Any, source: str) -> Any:
+    for key in _leaf_keys(OmegaConf.to_container(new), ""):
+        _check_key(key, source)
+    try:
+        return OmegaConf.merge(tree, new)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "?"
+        expected = {name: f"{kind} (default {default})" for name, kind, default, _ in describe()}.get(key, "a section")
+        raise ConfigError(f"{source}: {key}: {str(error).splitlines()[0]}; expected {expected}") from None
+
+
+def _check_key(key: str, source: str) -> None:
+    valid = [name for name, *_ in describe()]
+    sections = {name.rpartition(".")[0] for name in valid}
+    if key in valid or key in sections:
+        return
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.3) or difflib.get_close_matches(
+        key.rpartition(".")[2], [name.rpartition(".")[2] for name in valid], n=1, cutoff=0.0
+    )
+    hint = next((name for name in valid if name == near[0] or name.endswith(f".{near[0]}")), near[0])
+    raise ConfigError(f"{source}: unknown setting {key!r}; did you mean {hint!r}? (python -m lib.config lists all)")
+
+
+def _leaf_keys(node: Any, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaf_keys(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix
+
+
+def _describe(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    comments = _field_comments(cls)
+    for item in dataclasses.fields(cls):
+        key = f"{prefix}{item.name}"
+        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        if dataclasses.is_dataclass(default):
+            yield from _describe(type(default), f"{key}.")
+        else:
+            kind = item.type if isinstance(item.type, str) else item.type.__name__
+            yield key, kind, repr(default), comments.get(item.name, "")
+
+
+def _field_comments(cls: type) -> dict[str, str]:
+    source = Path(sys.modules[cls.__module__].__file__ or "").read_text()
+    body = source[source.index(f"class {cls.__name__}:") :].split("\n\n\n")[0]
+    found = re.findall(r"^    (\w+):[^#\n]*(?:#\s*(.*))?$", body, flags=re.MULTILINE)
+    return dict(found)
+
+
+def main() -> None:
+    """Print every setting with type, default and help."""
+    for key, kind, default, comment in describe():
+        print(f"{key:36} {kind:10} {default:44} {comment}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Vocabulary, annotations, zero-shot splits, captions, descriptions, and the embedded stick world."""

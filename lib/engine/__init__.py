@@ -1,0 +1,1 @@
+"""Long work: launching processes, checkpoints, progress, papermill batches."""

@@ -17,9 +17,6 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lib.analysis.settings import AnalysisSettings
-from lib.bridge.settings import BridgeSettings
-
 
 class ConfigError(ValueError):
     """A settings file or override names an unknown key or holds a value of the wrong type."""
@@ -44,6 +41,7 @@ class DataSettings:
     images: str = "hico_20160224_det/images/{split}2015"  # image folder below root
     zero_shot: str = "unseen_verb"  # default | unseen_verb | unseen_object | rare_first | non_rare_first | uc0-4
     descriptions: str = ""  # description file of the HOI classes; empty = class sentences only
+    validation_images: int = 0  # last n training images kept from EZ-HOI to fit what sits on top of it
     train_limit: int = 0  # use the first n training images; 0 = all
     test_limit: int = 0  # use the first n test images; 0 = all
     world: WorldSettings = field(default_factory=WorldSettings)
@@ -120,12 +118,60 @@ class TextBankSettings:
 
 
 @dataclass
+class BridgeSettings:
+    """How the denoiser is trained and how the bridge is walked (spec diffusion-bridge.md §3.3, §8.2, §11)."""
+
+    # geometry
+    center: str = "own"  # mean taken off vision features: own (their own) | text (as the fork does) | none
+    scale: float = 5.0  # radius c of the sphere, > 0; 5·sqrt(D/512) keeps the noise schedule of D = 512
+
+    # denoiser
+    denoiser: str = "mlp"  # mlp (preconditioned residual MLP) | unet1d (the public network, 25x dearer)
+    width: int = 1024  # hidden width of the mlp, >= 2; twice the embedding dimension is a good start
+    depth: int = 3  # residual blocks of the mlp, >= 1
+
+    # training
+    steps: int = 20_000  # optimiser steps, >= 1
+    batch: int = 512  # rows a step, >= 1
+    lr: float = 1e-3  # peak learning rate of Adam (.9, .99); the public U-Net recipe: 8e-5
+    lr_decay: str = "cosine"  # cosine (to zero at `steps`) | constant (the public recipe)
+    ema: float = 0.995  # decay of the averaged weights, 0 (no averaging) to below 1; updated every 10 steps
+    held_out: float = 0.02  # share of distinct texts kept for the validation loss, 0 (none) to below 1
+    log_every: int = 100  # steps between two lines of the loss history
+    validate_every: int = 1000  # steps between two validation losses and checkpoints
+
+    # walking the bridge: entry depth and number of evaluations are two different things (§4.2)
+    entry_step: int = 600  # M: the feature enters as the state of timestep M-1; 1 to 1000; 50-100 changes least
+    num_steps: int = 6  # S: network evaluations, 1 to entry_step; the public program's "600" is M, its S is 5
+    solver: str = "sphere_2m"  # sphere_2m (second order, tau grid) | reference (public loop, uniform grid)
+    last_step: int = 20  # last timestep sphere_2m evaluates: 20 for 5-8 evaluations, 5 from 10 up, 0 for parity
+
+    # use in a detector
+    allow_text_space_mismatch: bool = False  # true runs a bridge of another text space on purpose ("wrong order")
+
+
+@dataclass
 class EvaluationSettings:
     """What notebook 04 compares."""
 
     entry_steps: list[int] = field(default_factory=lambda: [50, 100, 300, 600])  # depths tried with the default budget
     step_budgets: list[int] = field(default_factory=lambda: [1, 2, 6, 20])  # numbers of evaluations tried
-    fit_images: int = 600  # training images whose seen pairs fit the blend of detector and bridge
+    fit_images: int = 600  # training images that fit the blend where data.validation_images is 0
+
+
+@dataclass
+class AnalysisSettings:
+    """What is measured and drawn, and with how many points (OmegaConf-compatible types only)."""
+
+    max_pairs: int = 2000  # pairs kept for the metrics, drawn with `seed`; the same pairs in every state
+    projection_pairs: int = 800  # pairs kept for the projections; every state of a pair is one point
+    methods: list[str] = field(default_factory=lambda: ["pca", "tsne", "umap"])  # projections to compute
+    perplexity: float = 30.0  # t-SNE: effective number of neighbours of a point
+    neighbours: int = 15  # UMAP: neighbours that define local structure
+    knn: int = 10  # neighbours in the modality purity
+    folds: int = 5  # cross-validation folds of the linear separability
+    bootstrap: int = 300  # resamples behind every 95 % interval; 0 leaves the intervals out
+    seed: int = 0  # seeds the choice of pairs, the resamples and the projections
 
 
 @dataclass

@@ -257,11 +257,13 @@ class Run:
             {"state": state, "doing": doing, "time": _now(), "pid": os.getpid(), **more},
         )
 
-    def figure_path(self, name: str) -> Path:
-        """Path for a figure; the folder is made."""
+    def save_figure(self, name: str, figure: Any, caption: str = "") -> Any:
+        """Keep a matplotlib figure as figures/<name>.png with its caption beside it; returns it for display."""
         folder = self.root / "figures"
-        folder.mkdir(exist_ok=True)
-        return folder / name
+        atomic_write(folder / f"{name}.png", lambda stream: figure.savefig(stream, format="png", dpi=150))
+        if caption:
+            write_text(folder / f"{name}.txt", caption)
+        return figure
 
 
 def _stale_message(

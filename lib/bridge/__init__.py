@@ -2,7 +2,7 @@
 
 geometry    centring on the unit sphere                 text_bank   sentences' embeddings and their text space
 denoisers   networks that predict the clean vector      training    denoiser on a text bank, resumable
-diffusion   cosine schedule and losses                  bundle      the trained bridge: a callable on pair
-features samplers    grids and solvers, pure functions           scoring     class logits with the bridge on
-released    public `model-N.pt` trainer files           settings    every setting of this room
+diffusion   cosine schedule and losses                  bundle      the trained bridge: features -> features
+samplers    grids and solvers, pure functions           scoring     class logits with the bridge on
+released    public `model-N.pt` trainer files
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def read_captions(path: Path | str) -> list[str]:
-    """Sentences of a COCO captions JSON (`annotations[].caption`), a JSON list of strings, or a text file, one a line."""
+    """Sentences of a COCO captions JSON (`annotations[].caption`), a JSON list of strings, or a text file of lines."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -23,7 +23,5 @@ def read_captions(path: Path | str) -> list[str]:
     sentences = [" ".join(sentence.split()) for sentence in sentences]
     kept = [sentence for sentence in sentences if sentence]
     if not kept:
-        raise ValueError(
-            f"{path}: found no sentence, expected COCO captions, a JSON list of strings or a text file"
-        )
+        raise ValueError(f"{path}: found no sentence, expected COCO captions, a JSON list of strings or a text file")
     return kept

@@ -15,8 +15,8 @@ def read_descriptions(path: Path | str, num_hois: int) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: found no file, expected {num_hois} description blocks"
-            "\n  mend: set data.descriptions to the description file (EZ-HOI ships hico_HOI_descrip.txt), or to '' to use"
-            " the class sentences"
+            "\n  mend: set data.descriptions to the description file (EZ-HOI ships hico_HOI_descrip.txt),"
+            " or to '' to use the class labels"
         )
     lines = path.read_text().splitlines()
     texts = [line.split(":")[1].strip() for line in lines[1::3] if ":" in line]

@@ -48,7 +48,7 @@ class HoiImage:
 
 @dataclass(frozen=True)
 class HoiDataset:
-    """Images of one split with the vocabulary of their file. Index i is the position in the file, empty images included."""
+    """Images of one split with the vocabulary of their file; index = position in the file, empty images included."""
 
     source: Path
     split: str
@@ -69,9 +69,7 @@ class HoiDataset:
     @cached_property
     def hoi_counts(self) -> np.ndarray:
         """[C] number of rows of every HOI class."""
-        return np.bincount(
-            np.concatenate([image.hoi for image in self.images]), minlength=self.vocabulary.num_hois
-        )
+        return np.bincount(np.concatenate([image.hoi for image in self.images]), minlength=self.vocabulary.num_hois)
 
     def rare(self, below: int = 10) -> np.ndarray:
         """HOI ids with fewer than `below` rows (HICO-DET: counted on the unfiltered training file)."""
@@ -88,7 +86,7 @@ class HoiDataset:
         }
 
     def without_hois(self, unseen: Sequence[int] | np.ndarray) -> HoiDataset:
-        """Zero-shot training set, family A (data-and-evaluation.md §4.2): rows of unseen HOIs go, then images left empty."""
+        """Zero-shot training set, family A (data-and-evaluation.md §4.2): unseen rows go, then images left empty."""
         kept = [image.rows(~np.isin(image.hoi, unseen)) for image in self.images]
         return replace(self, images=tuple(image for image in kept if len(image.hoi)))
 
@@ -107,8 +105,8 @@ def read_hico_det(annotations: Path | str, images: Path | str, split: str) -> Ho
     if not annotations.is_file():
         raise FileNotFoundError(
             f"{annotations}: found no file, expected HICO-DET annotations of the {split} split"
-            "\n  mend: set data.root to the folder that holds instances_{train,test}2015.json, or run notebook 00 for the"
-            " embedded stick world"
+            "\n  mend: set data.root to the folder that holds instances_{train,test}2015.json, or run notebook 00"
+            " for the embedded stick world"
         )
     try:
         content = json.loads(annotations.read_text())
@@ -130,9 +128,7 @@ def read_hico_det(annotations: Path | str, images: Path | str, split: str) -> Ho
     return HoiDataset(annotations, split, vocabulary, parsed)
 
 
-def _parse_image(
-    source: Path, folder: Path, vocabulary: Vocabulary, name: str, size: list, rows: dict
-) -> HoiImage:
+def _parse_image(source: Path, folder: Path, vocabulary: Vocabulary, name: str, size: list, rows: dict) -> HoiImage:
     width, height = size
     boxes = {key: np.asarray(rows[key], np.float32).reshape(-1, 4) for key in ("boxes_h", "boxes_o")}
     ids = {key: np.asarray(rows[key], np.int64) for key in ("hoi", "object", "verb")}
@@ -163,9 +159,7 @@ def _parse_image(
                 f"0..{vocabulary.num_hois - 1}",
                 "repair the file",
             )
-        agrees = (vocabulary.hoi_object[ids["hoi"]] == ids["object"]) & (
-            vocabulary.hoi_verb[ids["hoi"]] == ids["verb"]
-        )
+        agrees = (vocabulary.hoi_object[ids["hoi"]] == ids["object"]) & (vocabulary.hoi_verb[ids["hoi"]] == ids["verb"])
         if not agrees.all():
             bad = int(np.flatnonzero(~agrees)[0])
             raise AnnotationError(

@@ -20,7 +20,5 @@ def unseen_hois(setting: str, root: Path | str | None = None) -> np.ndarray:
     source = own if own and own.is_file() else HICO_SPLITS
     settings = json.loads(source.read_text())["settings"]
     if setting not in settings:
-        raise KeyError(
-            f"data.zero_shot={setting!r} is no setting of {source}; expected one of {sorted(settings)}"
-        )
+        raise KeyError(f"data.zero_shot={setting!r} is no setting of {source}; expected one of {sorted(settings)}")
     return np.array(sorted(settings[setting]["unseen_hoi"]), np.int64)

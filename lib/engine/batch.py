@@ -55,7 +55,9 @@ def run_notebooks(
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    load_config(config, overrides)  # refuses bad settings before a kernel starts
+    settings = load_config(config, overrides)  # refuses bad settings before a kernel starts
+    if settings.data.root:
+        notebooks = [notebook for notebook in notebooks if not notebook.stem.startswith("00")]  # no world to render
     parameters = {
         "config": str(Path(config).resolve()),
         "run": str(Path(run).resolve()),
@@ -111,13 +113,12 @@ def _ipc_manager() -> type:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lib.engine.batch", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("run", help="run notebooks headlessly")
-    command.add_argument("config", help="settings file, such as configs/tiny.yaml")
-    command.add_argument("--run", help="run folder; default runs/<name of the settings file>")
-    command.add_argument("--notebooks", default="all", help="numbers, such as 01-05 (default: all)")
-    command.add_argument("--recompute", default="", help="artefacts to replace if stale: all, or names with commas")
-    command.add_argument("overrides", nargs="*", help="settings, such as ezhoi.epochs=3")
+    parser.add_argument("command", choices=["run"], help="run notebooks headlessly")
+    parser.add_argument("config", help="settings file, such as configs/tiny.yaml")
+    parser.add_argument("--run", help="run folder; default runs/<name of the settings file>")
+    parser.add_argument("--notebooks", default="all", help="numbers, such as 01-05 (default: all)")
+    parser.add_argument("--recompute", default="", help="artefacts to replace if stale: all, or names with commas")
+    parser.add_argument("overrides", nargs="*", help="settings, such as ezhoi.epochs=3")
     options = parser.parse_intermixed_args(arguments)
     run = options.run or f"runs/{Path(options.config).stem}"
     recompute = [kind for kind in options.recompute.split(",") if kind]

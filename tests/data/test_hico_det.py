@@ -89,7 +89,7 @@ def test_every_real_row_is_read(shared, tmp_path):
 
 
 def test_the_600_labels_follow_the_published_rule(shared):
-    """The facts word 44 labels better than the published rule; all others must agree, and those 44 only in the article."""
+    """The facts word 44 labels better than the published rule; all others must agree."""
     rows = json.loads((shared / "facts" / "hico_hoi.json").read_text())["hoi"]
     objects, verbs = (
         [row["name"] for row in json.loads((shared / "facts" / f"hico_{kind}.json").read_text())[kind]]
@@ -130,7 +130,9 @@ def test_captions_as_lines(tmp_path):
 
 def test_description_blocks(tmp_path):
     path = tmp_path / "d.txt"
-    path.write_text("1. A photo of a x:\n   - Description: legs apart\n\n2. A photo of a y:\n   - Description: arm up: high\n")
+    path.write_text(
+        "1. A photo of a x:\n   - Description: legs apart\n\n2. A photo of a y:\n   - Description: arm up: high\n"
+    )
     assert read_descriptions(path, 2) == ["legs apart", "arm up"]
     with pytest.raises(ValueError, match="found 2 description blocks, expected 3"):
         read_descriptions(path, 3)

@@ -140,7 +140,9 @@ def test_bad_overrides(override, message):
 def test_bad_yaml_keys_name_the_file(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("bridge:\n  num_step: 3\n")
-    with pytest.raises(ConfigError, match=r"c\.yaml: unknown setting 'bridge.num_step'; did you mean 'bridge.num_steps'"):
+    with pytest.raises(
+        ConfigError, match=r"c\.yaml: unknown setting 'bridge.num_step'; did you mean 'bridge.num_steps'"
+    ):
         load_config(path)
 
 

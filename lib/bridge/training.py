@@ -1,0 +1,255 @@
+"""Train the denoiser on a text bank (spec diffusion-bridge.md §3.3), resumable, with a held-out loss per timestep.
+
+The whole bank lies on the device and batches are drawn by random indexing there. Held-out *texts*, not
+rows, are kept apart, so that a caption that occurs twice cannot be on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.bridge.architectures import architecture_of, build_denoiser
+from lib.bridge.bundle import Bridge
+from lib.bridge.denoisers import PrototypeDenoiser
+from lib.bridge.diffusion import Schedule, bucket_losses, denoising_loss
+from lib.bridge.ema import Ema
+from lib.bridge.geometry import Geometry
+from lib.bridge.samplers import check_sampler
+from lib.bridge.text_bank import TextBank, text_mean
+from lib.config import BridgeSettings
+from lib.engine.checkpoints import load_checkpoint, save_checkpoint
+from lib.runs import append_jsonl, fingerprint, read_jsonl, write_text
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+SAMPLER_SETTINGS = ("entry_step", "num_steps", "solver", "last_step", "center", "allow_text_space_mismatch")
+MAX_PROTOTYPES = 20_000  # texts above which the closed form is not worth its cost as a yardstick
+
+
+def split_texts(labels: Sequence[str], share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers for training and held-out rows; equal labels stay on one side, a share above 0 holds out one."""
+    if not 0 <= share < 1:
+        raise ValueError(f"bridge.held_out: found {share}, expected a share from 0 to below 1")
+    distinct = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    count = min(math.ceil(share * len(distinct)), len(distinct) - 1)
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))
+    is_held_out = torch.zeros(len(distinct), dtype=torch.bool)
+    is_held_out[order[:count]] = True
+    rows = is_held_out[torch.tensor([distinct[label] for label in labels])]
+    return (~rows).nonzero().flatten(), rows.nonzero().flatten()
+
+
+def train_bridge(
+    bank: TextBank,
+    settings: BridgeSettings,
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a denoiser on `bank` and save it as a bridge in `folder`.
+
+    Writes checkpoint.pt (resumed when present: on the CPU the result equals that of an uninterrupted run),
+    loss.jsonl (step, loss, and val_<bucket> where validated) and the bundle. The bridge has the text mean
+    only; the vision mean joins when the detector is known. Raw or averaged weights are kept, whichever has
+    the lower held-out loss.
+
+    progress: called as progress(step, steps, {"loss": ...}) every `settings.log_every` steps.
+    Returns flat metrics. Raises ValueError when `folder` holds a checkpoint of other texts or settings,
+    FloatingPointError on a non-finite loss.
+    """
+    folder = Path(folder)
+    started = time.perf_counter()
+    schedule = Schedule.cosine().to(device)
+    check_sampler(settings.solver, settings.entry_step, settings.num_steps, len(schedule))
+    geometry = Geometry(text_mean(bank), center=settings.center, scale=settings.scale)
+    x0 = geometry.scale * geometry.text(bank.vectors)
+    train_rows, held_out_rows = split_texts(bank.labels, settings.held_out, seed)
+    train, held_out = x0[train_rows].to(device), x0[held_out_rows].to(device)
+
+    architecture = architecture_of(settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_denoiser(architecture, bank.dim, schedule, settings.scale).to(device)
+    shaping = {name: value for name, value in asdict(settings).items() if name not in SAMPLER_SETTINGS}
+    signature = fingerprint("bridge checkpoint", [shaping, seed, bank.vectors_sha, bank.space.id])
+    ema = _optimise(model, train, held_out, schedule, settings, folder, signature, seed, progress)
+
+    metrics: dict[str, Any] = {"loss_train": read_jsonl(folder / "loss.jsonl")[-1]["loss"]}
+    candidates = {"raw": model} | ({"ema": ema.model} if ema else {})
+    chosen, val_loss = "raw", {}
+    if len(held_out):
+        losses = {
+            name: bucket_losses(network, held_out, schedule, settings.scale) for name, network in candidates.items()
+        }
+        chosen = min(losses, key=lambda name: losses[name]["all"])
+        val_loss = losses[chosen]
+        metrics |= {f"val_{name}": loss["all"] for name, loss in losses.items()}
+        metrics |= {f"val_{bucket}": loss for bucket, loss in val_loss.items()}
+        if len(train) <= MAX_PROTOTYPES:
+            closed_form = PrototypeDenoiser(
+                train, schedule.inverse_temperature(bank.dim, settings.scale), settings.scale
+            )
+            metrics["val_closed_form"] = bucket_losses(closed_form, held_out, schedule, settings.scale)["all"]
+    metrics |= {
+        "weights": chosen,
+        "steps": settings.steps,
+        "rows": len(train),
+        "held_out_rows": len(held_out),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "text_space": bank.space.id,
+        "text_mean_norm": float(geometry.text_mean.norm()),
+    }
+
+    trained = {
+        "weights": {"kind": chosen, "step": settings.steps},
+        "training": {"seed": seed, "settings": asdict(settings), "val_loss": val_loss},
+    }
+    _bridge(bank, settings, geometry, candidates[chosen], architecture, trained).save(folder)
+    return metrics | {"seconds": time.perf_counter() - started}
+
+
+def closed_form_bridge(bank: TextBank, settings: BridgeSettings) -> Bridge:
+    """The bridge of the optimal denoiser for exactly these texts, without training (spec §6.3).
+
+    The baseline for any network trained on few texts: it snaps a feature to the nearest text, and so do networks
+    that have learnt their texts by heart.
+    """
+    schedule = Schedule.cosine()
+    geometry = Geometry(text_mean(bank), center=settings.center, scale=settings.scale)
+    temperature = schedule.inverse_temperature(bank.dim, settings.scale)
+    denoiser = PrototypeDenoiser(geometry.text(bank.vectors), temperature, settings.scale)
+    architecture = {"kind": "prototype", "count": len(bank)}
+    return _bridge(bank, settings, geometry, denoiser, architecture, {"weights": {"kind": "closed form"}})
+
+
+def _bridge(
+    bank: TextBank,
+    settings: BridgeSettings,
+    geometry: Geometry,
+    denoiser: nn.Module,
+    architecture: dict[str, Any],
+    provenance: dict[str, Any],
+) -> Bridge:
+    corpus = {
+        "source": bank.source,
+        "count": len(bank),
+        "distinct": len(set(bank.labels)),
+        "sha256": bank.corpus_sha,
+        "vectors_sha256": bank.vectors_sha,
+    }
+    return Bridge(
+        denoiser,
+        architecture,
+        geometry,
+        Schedule.cosine(),
+        bank.space,
+        entry_step=settings.entry_step,
+        num_steps=settings.num_steps,
+        solver=settings.solver,
+        last_step=settings.last_step,
+        provenance={"corpus": corpus, **provenance},
+    )
+
+
+def _optimise(
+    model: nn.Module,
+    train: Tensor,
+    held_out: Tensor,
+    schedule: Schedule,
+    settings: BridgeSettings,
+    folder: Path,
+    signature: str,
+    seed: int,
+    progress: Progress | None,
+) -> Ema | None:
+    """Run the steps that are left; `model` and the returned average are those of step `settings.steps`."""
+    device = train.device
+    generator = torch.Generator(device).manual_seed(seed)
+    optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+    ema = Ema(model, settings.ema) if settings.ema else None
+    loss_sum, loss_count, step = torch.zeros((), device=device), 0, 0  # of the steps since the last line
+    history, checkpoint = folder / "loss.jsonl", folder / "checkpoint.pt"
+
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint)
+        if state["signature"] != signature:
+            raise ValueError(
+                f"{checkpoint}: found a checkpoint of other texts or settings ({state['signature']}), expected"
+                f" {signature}; mend: train in another folder, or delete this one"
+            )
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        if ema:
+            ema.load_state_dict(state["ema"])
+        generator.set_state(state["generator"])
+        step = state["step"]
+        rows = [row for row in read_jsonl(history) if row["step"] <= step]  # drop what ran past the checkpoint
+        write_text(history, "".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        write_text(history, "")
+
+    model.train()
+    while step < settings.steps:
+        optimiser.param_groups[0]["lr"] = _learning_rate(step, settings)
+        rows = torch.randint(len(train), (settings.batch,), generator=generator, device=device)
+        t = torch.randint(len(schedule), (settings.batch,), generator=generator, device=device)
+        noise = torch.randn((settings.batch, train.shape[1]), generator=generator, device=device)
+        loss = denoising_loss(model, train[rows], t, noise, schedule, settings.scale).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        if ema:
+            ema.update(model)
+        loss_sum += loss.detach()
+        loss_count += 1
+        step += 1
+
+        last = step == settings.steps
+        validate = last or step % settings.validate_every == 0
+        if validate or step % settings.log_every == 0:
+            mean_loss = float(loss_sum) / loss_count
+            loss_sum, loss_count = torch.zeros((), device=device), 0
+            if not math.isfinite(mean_loss):
+                raise FloatingPointError(
+                    f"step {step}: found a denoising loss of {mean_loss}, expected a finite number;"
+                    f" mend: lower bridge.lr (now {settings.lr:g})"
+                )
+            line = {"step": step, "loss": mean_loss}
+            if validate and len(held_out):
+                losses = bucket_losses(model, held_out, schedule, settings.scale)
+                line |= {f"val_{bucket}": value for bucket, value in losses.items()}
+            append_jsonl(history, line)
+            if progress:
+                progress(step, settings.steps, line)
+        if validate:
+            state = {
+                "signature": signature,
+                "step": step,
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "ema": ema.state_dict() if ema else None,
+                "generator": generator.get_state(),
+            }
+            save_checkpoint(checkpoint, state)
+    model.eval()
+    return ema
+
+
+def _learning_rate(step: int, settings: BridgeSettings) -> float:
+    if settings.lr_decay == "constant":
+        return settings.lr
+    if settings.lr_decay == "cosine":
+        return settings.lr * (1 + math.cos(math.pi * step / settings.steps)) / 2
+    raise ValueError(f"bridge.lr_decay: found {settings.lr_decay!r}, expected cosine or constant")

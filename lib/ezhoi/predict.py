@@ -1,0 +1,102 @@
+"""The trained detector's view of every pair, kept once, and the predictions table that evaluation reads.
+
+Pair features and logits are stored for all pairs of a split, so that any number of bridges can be evaluated without
+running the detector again: they act on `features`, after the pair adapter and before the product with the text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lib.data.vocabulary import Vocabulary
+from lib.engine.progress import Progress
+from lib.ezhoi.batches import HoiSamples, collate
+from lib.ezhoi.model import EzHoi
+from lib.ezhoi.pairs import assign_labels, enumerate_pairs
+from lib.runs import atomic_write
+
+BOXES_H, BOXES_O = ["x1h", "y1h", "x2h", "y2h"], ["x1o", "y1o", "x2o", "y2o"]
+
+
+@dataclass
+class PairTable:
+    """All N pairs of a split.
+
+    frame: one row a pair: `image` index, boxes in pixels of the original image, `object` id, `strength` s_h s_o.
+    features [N, D] and logits [N, C] of the detector; labels [N, C] bool, verbs of the annotated rows that overlap.
+    """
+
+    frame: pd.DataFrame
+    features: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+
+    def save(self, folder: Path) -> None:
+        """Write pairs.parquet and three .npy files, each atomically."""
+        atomic_write(folder / "pairs.parquet", lambda stream: self.frame.to_parquet(stream))
+        for name in ("features", "logits", "labels"):
+            atomic_write(folder / f"{name}.npy", lambda stream, name=name: np.save(stream, getattr(self, name)))
+
+    @classmethod
+    def load(cls, folder: Path) -> PairTable:
+        """Read what `save` wrote."""
+        arrays = {name: np.load(folder / f"{name}.npy") for name in ("features", "logits", "labels")}
+        return cls(pd.read_parquet(folder / "pairs.parquet"), **arrays)
+
+
+@torch.inference_mode()
+def predict_pairs(
+    model: EzHoi, samples: HoiSamples, *, batch_size: int, workers: int, device: torch.device | str
+) -> PairTable:
+    """Run the detector over `samples` (no augmentation) and keep every pair."""
+    model.eval().to(device)
+    verb_text = model.text.verb_text()  # constant in evaluation: computed once
+    num_verbs = verb_text.shape[0]
+    frames, features, logits, labels = [], [], [], []
+    loader = DataLoader(samples, batch_size, num_workers=workers, collate_fn=collate)
+    with Progress("EZ-HOI on pairs", len(samples)) as progress:
+        for batch in loader:
+            batch = batch.to(device)
+            patch_map = model.encode(batch.images, batch.memory, batch.instances)
+            pairs = enumerate_pairs(batch.instances)
+            found = model.pair_features(patch_map, batch.instances, pairs)
+            features.append(found.cpu())
+            logits.append(model.logits(found, verb_text).cpu())
+            labels.append(assign_labels(batch.instances, pairs, batch.targets, num_verbs).bool().cpu())
+            image, human, obj = pairs
+            boxes, scores = batch.instances.boxes, batch.instances.scores
+            sizes = torch.tensor([samples.dataset[int(i)].size for i in batch.index], device=boxes.device)
+            scale = (sizes / model.size).repeat(1, 2)[image]  # (P, 4) R-frame -> pixels
+            columns = {
+                "image": batch.index.to(boxes.device)[image],
+                "object": batch.instances.labels[image, obj],
+                "strength": scores[image, human] * scores[image, obj],
+            }
+            columns |= dict(zip(BOXES_H, (boxes[image, human] * scale).T, strict=True))
+            columns |= dict(zip(BOXES_O, (boxes[image, obj] * scale).T, strict=True))
+            frames.append(pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}))
+            progress.step(len(batch.index))
+    stack = lambda parts: torch.cat(parts).numpy()  # noqa: E731
+    return PairTable(pd.concat(frames, ignore_index=True), stack(features), stack(logits), stack(labels))
+
+
+def hoi_predictions(
+    frame: pd.DataFrame, logits: np.ndarray | Tensor, vocabulary: Vocabulary, power: float
+) -> pd.DataFrame:
+    """Predictions table: one row a (pair, HOI) with score = sigmoid(logit) (s_h s_o)^power (spec §1.8).
+
+    frame: rows of a PairTable; logits [N, C]. A verb counts only where (detected object, verb) is an HOI class.
+    """
+    hoi = vocabulary.hoi_of[frame["object"].to_numpy()]  # (N, C), -1 where no class
+    pair, verb = np.nonzero(hoi >= 0)
+    scores = torch.as_tensor(logits)[pair, verb].sigmoid().numpy() * frame["strength"].to_numpy()[pair] ** power
+    columns = ["image", *BOXES_H, *BOXES_O]
+    table = frame[columns].iloc[pair].reset_index(drop=True)
+    return table.assign(hoi=hoi[pair, verb], score=scores.astype(np.float32))

@@ -1,0 +1,278 @@
+"""Text banks, bridges, and what each of them does to the predictions of a trained EZ-HOI.
+
+    text_bank/captions   captions through the frozen CLIP text tower
+    text_bank/adapted    captions and class sentences through the text tower as EZ-HOI left it
+    bridge/<bank>        the diffusion model of a bank
+
+The matching bridge for a detector is `adapted`; `captions` on a detector whose text was adapted afterwards is the
+"wrong order", refused unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lib.bridge.bundle import Bridge, check_compatible
+from lib.bridge.geometry import modality_mean, normalise
+from lib.bridge.samplers import sample
+from lib.bridge.scoring import Blend, class_cosines, fit_blend
+from lib.bridge.text_bank import TextBank
+from lib.bridge.training import SAMPLER_SETTINGS, train_bridge
+from lib.clip.text import encode_text
+from lib.clip.text_space import TextSpace, clip_text_space
+from lib.config import Config
+from lib.engine.progress import Progress
+from lib.ezhoi.predict import PairTable, hoi_predictions
+from lib.runs import Artifact, Run, atomic_write, fingerprint
+from lib.stages import inputs
+from lib.stages.detector import evaluate, load_ezhoi, seen_training_set
+
+BANKS = ("captions", "adapted")
+
+
+# ---------------------------------------------------------------- notebook 03
+
+
+def text_bank(cfg: Config, run: Run, kind: str) -> Artifact:
+    """Embed the captions (and, for `adapted`, the class sentences) in one of the two text spaces."""
+    if kind not in BANKS:
+        raise ValueError(f"text bank: found {kind!r}, expected one of {BANKS}")
+    clip, sentences = inputs.clip_model(cfg, run), inputs.captions(cfg, run)
+    template = cfg.text_bank.template
+    parents: list[Artifact | str] = [clip.spec.weights_sha256]
+    if kind == "adapted":
+        parents = [run.existing("ezhoi")]
+        sentences = [*sentences, *inputs.dataset(cfg, run, "train").vocabulary.class_sentences()]
+    settings = {"template": template, "texts": fingerprint("texts", sentences)}
+
+    def make(folder: Path) -> dict:
+        wrapped = [template.format(sentence) for sentence in sentences]
+        if kind == "adapted":
+            text = load_ezhoi(cfg, run).text
+            vectors, space = text.encode(wrapped), replace(text.space(parents[0].fingerprint), template=template)
+        else:
+            vectors, space = encode_text(clip, wrapped), clip_text_space(clip, template=template)
+        source = f"{len(sentences)} sentences, {kind}"
+        TextBank(vectors.float().cpu(), sentences, space, source).save(folder)
+        return {"texts": len(sentences), "dim": vectors.shape[1], "text_space": space.id}
+
+    return run.artifact(f"text_bank/{kind}", settings, make, parents)
+
+
+def bridge(cfg: Config, run: Run, kind: str) -> Artifact:
+    """Train the diffusion model of a text bank."""
+    bank = run.existing(f"text_bank/{kind}")
+    shaping = {name: value for name, value in asdict(cfg.bridge).items() if name not in SAMPLER_SETTINGS}
+
+    def make(folder: Path) -> dict:
+        with Progress(f"bridge, {kind}", cfg.bridge.steps, curve="loss") as progress:
+
+            def report(step: int, _: int, values: Mapping[str, float]) -> None:
+                progress.step(step - progress.done, loss=values["loss"])
+                progress.record(loss=values["loss"])
+
+            return train_bridge(
+                TextBank.load(bank.path), cfg.bridge, folder, seed=cfg.seed, device=inputs.device(cfg), progress=report
+            )
+
+    return run.artifact(f"bridge/{kind}", {"bridge": shaping, "seed": cfg.seed}, make, [bank])
+
+
+# ---------------------------------------------------------------- notebook 04
+
+
+@dataclass
+class Workplace:
+    """What every variant shares: pairs of the fit and test images, the classifier's text rows and its text space."""
+
+    fit: PairTable
+    test: PairTable
+    seen: Tensor  # [N_fit, C] bool: entries that may be fitted on (seen HOIs of the detected object)
+    text_rows: Tensor  # [K, D]
+    row_classes: Tensor  # [K, C]
+    space: TextSpace
+    vision_mean: Tensor  # [D]
+
+
+def workplace(cfg: Config, run: Run) -> Workplace:
+    """Load the pairs and the classifier once for all variants."""
+    model = load_ezhoi(cfg, run)
+    fit, test = (PairTable.load(run.existing(f"pairs/{split}").path) for split in ("fit", "test"))
+    _, valid = seen_training_set(cfg, run, inputs.dataset(cfg, run, "train"))
+    with torch.no_grad():
+        rows = model.text().cpu()
+    return Workplace(
+        fit,
+        test,
+        valid[torch.from_numpy(fit.frame["object"].to_numpy())],
+        rows,
+        (model.text.average > 0).float().cpu(),
+        replace(model.text.space(run.existing("ezhoi").fingerprint), template=cfg.text_bank.template),
+        modality_mean(torch.from_numpy(fit.features)),
+    )
+
+
+def load_bridge(
+    cfg: Config, run: Run, kind: str, place: Workplace, allow_mismatch: bool = False
+) -> tuple[Bridge, bool]:
+    """The bridge of a bank with this detector's vision mean, and whether its text space was let pass on purpose."""
+    found = Bridge.load(run.existing(f"bridge/{kind}").path).with_vision_mean(place.vision_mean)
+    found = found.with_center(cfg.bridge.center).with_sampler(
+        **{name: getattr(cfg.bridge, name) for name in ("entry_step", "num_steps", "solver", "last_step")}
+    )
+    mismatch = check_compatible(
+        found,
+        place.space,
+        place.text_rows.shape[1],
+        scale=cfg.bridge.scale,
+        allow_mismatch=allow_mismatch or cfg.bridge.allow_text_space_mismatch,
+        command=f"make run RUN={run.root} SET='--notebooks 03' (trains bridge/adapted on this detector's own text)",
+    )
+    return found, mismatch
+
+
+@dataclass
+class Variant:
+    """Test logits of one way to use (or not use) a bridge, what was fitted, and what it cost."""
+
+    logits: Tensor  # [N, C]
+    blend: Blend
+    seconds_per_pair: float
+
+
+def score_variant(place: Workplace, bridge: Bridge, *, centring_only: bool = False, alone: bool = False) -> Variant:
+    """Blend the detector's logits with cosines in the bridge's space; fitted on seen entries of the fit pairs.
+
+    centring_only: leave the denoiser out. alone: the cosine replaces the detector's logit instead of blending with it.
+    """
+    move = bridge.geometry.vision if centring_only else bridge
+
+    def cosines(table: PairTable) -> Tensor:
+        moved = move(torch.from_numpy(table.features))
+        return class_cosines(moved, place.text_rows, place.row_classes, bridge.geometry)
+
+    logits, labels = torch.from_numpy(place.fit.logits), torch.from_numpy(place.fit.labels).float()
+    if alone:
+        blend = fit_blend(torch.zeros_like(logits), cosines(place.fit), labels, place.seen, weights=1)
+    else:
+        blend = fit_blend(logits, cosines(place.fit), labels, place.seen)
+    started = time.perf_counter()
+    found = cosines(place.test)
+    seconds = (time.perf_counter() - started) / max(len(found), 1)
+    return Variant(blend(torch.from_numpy(place.test.logits), found), blend, seconds)
+
+
+def choose_entry_step(cfg: Config, run: Run, place: Workplace) -> pd.DataFrame:
+    """Fit loss of the matching bridge at every depth of evaluation.entry_steps: seen pairs only, no test image."""
+    bridge, _ = load_bridge(cfg, run, "adapted", place)
+    rows = []
+    for depth in cfg.evaluation.entry_steps:
+        walked = bridge.with_sampler(entry_step=depth, num_steps=min(cfg.bridge.num_steps, depth))
+        blend = score_variant(place, walked).blend
+        rows.append({"entry_step": depth, "fit_loss": blend.loss, "weight": blend.weight})
+    return pd.DataFrame(rows)
+
+
+def comparison(cfg: Config, run: Run) -> Artifact:
+    """Predictions of the detector alone and of every variant: blended and alone, at every step budget and depth.
+
+    The headline bridge enters at the depth with the lowest fit loss; everything else is an ablation beside it.
+    """
+    parents = [run.existing(kind) for kind in ("pairs/fit", "pairs/test", "bridge/adapted", "bridge/captions")]
+    settings = {"evaluation": asdict(cfg.evaluation), "prior_power": cfg.ezhoi.prior_power}
+    settings["sampler"] = {name: getattr(cfg.bridge, name) for name in SAMPLER_SETTINGS}
+
+    def make(folder: Path) -> dict:
+        place = workplace(cfg, run)
+        depths = choose_entry_step(cfg, run, place)
+        depth = int(depths.loc[depths["fit_loss"].idxmin(), "entry_step"])
+        data = inputs.dataset(cfg, run, "test")
+        rows = []
+        with Progress("bridge variants", 2 * len(HEADLINE) - 1 + len(_ablations(cfg))) as progress:
+            for name, variant, facts in _variants(cfg, run, place, depth):
+                table = hoi_predictions(place.test.frame, variant.logits, data.vocabulary, cfg.ezhoi.prior_power)
+                atomic_write(folder / f"{name}.parquet", lambda stream, table=table: table.to_parquet(stream))
+                fitted = {key: value for key, value in asdict(variant.blend).items()}
+                rows.append({"variant": name, **facts, **fitted, "us_per_pair": 1e6 * variant.seconds_per_pair})
+                progress.step()
+        variants, chosen = pd.DataFrame(rows), depths.assign(chosen=depths["entry_step"] == depth)
+        atomic_write(folder / "variants.parquet", lambda stream: variants.to_parquet(stream))
+        atomic_write(folder / "entry_steps.parquet", lambda stream: chosen.to_parquet(stream))
+        return {"entry_step": depth, "variants": len(rows)}
+
+    return run.artifact("predictions/bridges", settings, make, parents)
+
+
+HEADLINE = ("ezhoi", "centred", "bridge", "wrong_order")
+
+
+def _ablations(cfg: Config) -> list[tuple[str, dict]]:
+    budgets = [("budget", {"num_steps": steps}) for steps in cfg.evaluation.step_budgets]
+    return budgets + [("depth", {"entry_step": depth}) for depth in cfg.evaluation.entry_steps]
+
+
+def _variants(cfg: Config, run: Run, place: Workplace, depth: int) -> Iterator[tuple[str, Variant, dict]]:
+    def walked(bridge: Bridge, **sampler: int) -> Bridge:
+        sampler = {"entry_step": depth, "num_steps": bridge.num_steps} | sampler
+        return bridge.with_sampler(**sampler | {"num_steps": min(sampler["num_steps"], sampler["entry_step"])})
+
+    def facts(bridge: Bridge | None, mismatch: bool = False) -> dict:
+        steps = (bridge.entry_step, bridge.num_steps) if bridge else (0, 0)
+        return {"entry_step": steps[0], "num_steps": steps[1], "text_space_mismatch": mismatch}
+
+    matching, _ = load_bridge(cfg, run, "adapted", place)
+    wrong, mismatch = load_bridge(cfg, run, "captions", place, allow_mismatch=True)
+    matching, wrong = walked(matching), walked(wrong)
+    yield "ezhoi", Variant(torch.from_numpy(place.test.logits), Blend(0.0), 0.0), facts(None)
+    for suffix, alone in (("", False), ("_alone", True)):
+        yield f"centred{suffix}", score_variant(place, matching, centring_only=True, alone=alone), facts(None)
+        yield f"bridge{suffix}", score_variant(place, matching, alone=alone), facts(matching)
+        yield f"wrong_order{suffix}", score_variant(place, wrong, alone=alone), facts(wrong, mismatch)
+    for kind, sampler in _ablations(cfg):
+        tried = walked(matching, **sampler)
+        yield f"{kind}_{next(iter(sampler.values()))}", score_variant(place, tried), facts(tried)
+
+
+def evaluate_comparison(cfg: Config, run: Run) -> pd.DataFrame:
+    """One row a variant: mAP on the test split, sampler, blend, cost; recorded in the run's metrics."""
+    folder = run.existing("predictions/bridges").path
+    variants = pd.read_parquet(folder / "variants.parquet")
+    rows = []
+    for row in variants.to_dict("records"):
+        name, predictions = row["variant"], pd.read_parquet(folder / f"{row['variant']}.parquet")
+        scores = evaluate(cfg, run, predictions)
+        if name in HEADLINE:
+            run.record(name, **scores, blend_weight=row["weight"], us_per_pair=row["us_per_pair"])
+            run.record(name, text_space_mismatch=bool(row["text_space_mismatch"]))
+        else:
+            run.record("ablation", **{f"{name}_{key}": value for key, value in scores.items()})
+        rows.append(row | {key: scores.get(key, float("nan")) for key in ("mAP_full", "mAP_unseen", "mAP_seen")})
+    return pd.DataFrame(rows)
+
+
+def nearest_texts(cfg: Config, run: Run, kind: str, count: int = 8) -> pd.DataFrame:
+    """Sentences of the bank nearest to samples walked from pure noise: does the denoiser know the text?"""
+    bank, bridge = (
+        TextBank.load(run.existing(f"text_bank/{kind}").path),
+        Bridge.load(run.existing(f"bridge/{kind}").path),
+    )
+    noise = normalise(torch.randn(count, bank.dim, generator=torch.Generator().manual_seed(cfg.seed)))
+    settings = {"entry_step": len(bridge.schedule), "num_steps": 20, "solver": bridge.solver}
+    samples = normalise(
+        sample(bridge.denoiser, noise, bridge.schedule, last_step=0, scale=bridge.geometry.scale, **settings)
+    )
+    texts = bridge.geometry.text(bank.vectors)
+    before, (after, nearest) = (noise @ texts.T).amax(dim=1), (samples @ texts.T).max(dim=1)
+    columns = {
+        "nearest text": [bank.labels[i] for i in nearest.tolist()],
+        "cosine": after,
+        "cosine of the noise": before,
+    }
+    return pd.DataFrame(columns)

@@ -60,8 +60,6 @@ class DetectorSettings:
     """DETR and the region proposal rule (spec ez-hoi.md §1.4)."""
 
     source: str = ""  # folder of a transformers DETR; empty = the tiny DETR unpacked into the run
-    short_side: int = 800  # test resize: short side, pixels
-    long_side: int = 1333  # and limit of the long side
     resample: str = "bicubic"  # bicubic (EZ-HOI) | bilinear (UPT)
     batch_size: int = 1  # images of equal size a forward; padding would change results
     nms_iou: float = 0.5  # class-wise NMS

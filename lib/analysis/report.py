@@ -6,6 +6,7 @@ figures/*.html (linked), config.yaml, environment.json. Written: report.html and
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import math
@@ -189,6 +190,25 @@ def _plain(value: object) -> str:
     return str(value)
 
 
+def results_table(metrics: Mapping[str, float]) -> str:
+    """The results as plain text: method, Full / Unseen / Seen mAP in percent."""
+    frame = results_from_metrics(metrics)
+    lines = [f"{'mAP (%)':34}{'Full':>8}{'Unseen':>8}{'Seen':>8}"]
+    for name, row in frame.iterrows():
+        lines.append(f"{METHOD_LABEL.get(name, name):34}" + "".join(f"{row[split]:8.2f}" for split in SPLIT_KEYS))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the report of a run and print its results and verdict."""
+    parser = argparse.ArgumentParser(prog="python -m lib.analysis.report", description=main.__doc__)
+    parser.add_argument("run", help="run folder, such as runs/demo")
+    folder = Path(parser.parse_args().run)
+    page = write_report(folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    print(f"{results_table(metrics)}\n\n{verdict(metrics).text}\n{page}")
+
+
 _CSS = """
 :root { color-scheme: light dark; --ink: #22272e; --quiet: #5b6472; --page: #fff; --card: #f6f7f9; --line: #e1e4e8;
   --good: #007a58; --bad: #b34700; --link: #0060a0 }
@@ -213,3 +233,7 @@ figcaption { color: var(--quiet); font-size: .9rem; margin-top: .35rem }
 pre { background: var(--card); padding: 1rem; overflow-x: auto; font-size: .82rem; border-radius: 6px }
 summary { cursor: pointer; color: var(--link) }
 """
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from lib.data.stick_scene import Scene
 from lib.data.stick_shapes import Colour, Shape, disc, ellipse, paint, poly, shade, stroke
 
 SCALE = 2  # supersampling
+HAZE = (206, 208, 206)
 
 _SKIES = [((108, 160, 216), (206, 224, 236)), ((150, 168, 186), (214, 214, 208)), ((92, 126, 190), (238, 206, 170))]
 _WALLS = [(206, 190, 160), (172, 192, 196), (214, 206, 196), (160, 150, 170), (196, 168, 148), (148, 172, 148)]
@@ -32,6 +33,8 @@ def draw_scene(scene: Scene) -> Image.Image:
     canvas = Image.fromarray(_background(scene, rng))
     draw = ImageDraw.Draw(canvas)
     paint(draw, _CLUTTER[scene.place](scene, rng), SCALE)
+    canvas = Image.blend(canvas, Image.new("RGB", canvas.size, HAZE), 0.5)  # what is far is pale
+    draw = ImageDraw.Draw(canvas)
     canvas.paste((18, 18, 26), mask=_shadow_mask(scene, rng))
     for group in scene.groups:
         paint(draw, group.shapes, SCALE)
@@ -75,7 +78,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         far = _gradient(*_SKIES[rng.integers(len(_SKIES))], line)
     column = np.concatenate([far, ground])[:, None, :]
     column = column * rng.uniform(0.9, 1.08, 3).astype(np.float32)
-    strength = np.where(np.arange(height) < line, 3.0, rng.uniform(6, 11)).astype(np.float32)
+    strength = np.where(np.arange(height) < line, 2.0, rng.uniform(4, 8)).astype(np.float32)
     grain = _texture(height, width, rng) * strength[:, None]
     return np.clip(column + grain[..., None], 0, 255).astype(np.uint8)
 
@@ -98,13 +101,13 @@ def _camera(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 0.6))))
     pixels = np.asarray(image, dtype=np.float32)
     height, width = pixels.shape[:2]
-    slope = np.linspace(-1, 1, width, dtype=np.float32)[None, :] * np.float32(rng.normal(0, 0.08))
-    light = (1 + slope + np.float32(0.012) * _texture(height, width, rng)) * np.float32(rng.uniform(0.82, 1.12))
-    cast = rng.normal(1, 0.035, 3).astype(np.float32)
-    contrast = np.float32(rng.uniform(0.85, 1.12))
+    slope = np.linspace(-1, 1, width, dtype=np.float32)[None, :] * np.float32(rng.normal(0, 0.04))
+    light = (1 + slope + np.float32(0.012) * _texture(height, width, rng)) * np.float32(rng.uniform(0.9, 1.08))
+    cast = rng.normal(1, 0.02, 3).astype(np.float32)
+    contrast = np.float32(rng.uniform(0.92, 1.1))
     pixels = (pixels - 120) * contrast + 120
     pixels = pixels * light[..., None] * cast
-    pixels += _texture(height, width, rng)[..., None] * np.float32(rng.uniform(0.8, 2.5))
+    pixels += _texture(height, width, rng)[..., None] * np.float32(rng.uniform(0.6, 1.5))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 

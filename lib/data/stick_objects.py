@@ -16,12 +16,18 @@ import numpy as np
 
 from lib.data.stick_shapes import Colour, Shape, bounds, disc, ellipse, move, poly, ring, shade, stroke
 
-PAINTS = [
-    (198, 40, 44), (32, 92, 178), (38, 140, 84), (236, 184, 40), (228, 110, 32), (120, 60, 150),
-    (230, 232, 234), (34, 36, 42), (24, 160, 172), (222, 100, 150),
-]  # fmt: skip
-FURS = [(122, 78, 44), (72, 48, 34), (196, 160, 112), (216, 206, 190), (52, 46, 44), (150, 106, 70)]
-WOODS = [(150, 104, 62), (112, 74, 42), (178, 136, 88), (92, 94, 98)]
+# Every class has its own family of colours, as bananas are yellow: a small model can learn to name them.
+TEALS, REDS, YELLOWS = [(0, 150, 170), (0, 132, 186)], [(204, 40, 48), (222, 58, 84)], [(238, 190, 40), (248, 210, 70)]
+PURPLES, PINKS, GREENS = (
+    [(118, 62, 168), (146, 84, 190)],
+    [(226, 60, 150), (240, 96, 170)],
+    [(120, 190, 40), (90, 170, 50)],
+)
+ORANGES, WHITES, BLUES = (
+    [(232, 112, 32), (240, 134, 50)],
+    [(238, 240, 242), (224, 232, 240)],
+    [(30, 90, 190), (40, 110, 210)],
+)
 
 
 @dataclass
@@ -64,7 +70,7 @@ def _pick(rng: np.random.Generator, palette: list[Colour]) -> Colour:
 
 
 def _bicycle(rng: np.random.Generator) -> Item:
-    frame, tyre = _pick(rng, PAINTS), (34, 34, 38)
+    frame, tyre = _pick(rng, TEALS), (34, 34, 38)
     back, front, r = -0.27 + 0.19j, 0.29 + 0.19j, 0.175
     crank, saddle, head = 0.0 + 0.17j, -0.11 + 0.47j, 0.2 + 0.46j
     spokes = [
@@ -93,7 +99,7 @@ def _bicycle(rng: np.random.Generator) -> Item:
 
 
 def _bench(rng: np.random.Generator) -> Item:
-    wood, iron, w = _pick(rng, WOODS), (58, 60, 64), float(rng.uniform(0.42, 0.5))
+    wood, iron, w = _pick(rng, [(150, 104, 62), (128, 86, 50)]), (58, 60, 64), float(rng.uniform(0.42, 0.5))
     slats = [
         stroke(shade(wood, 0.85 + 0.07 * k), 0.04, -w + 1j * y, w + 1j * y) for k, y in enumerate((0.38, 0.45, 0.52))
     ]
@@ -105,7 +111,7 @@ def _bench(rng: np.random.Generator) -> Item:
 
 
 def _chair(rng: np.random.Generator) -> Item:
-    wood, cushion = _pick(rng, WOODS), _pick(rng, PAINTS)
+    wood, cushion = _pick(rng, [(214, 170, 104), (198, 152, 88)]), _pick(rng, REDS)
     far = shade(wood, 0.7)
     shapes = [
         *(stroke(far, 0.03, x + 0.03j, x + 0.26j) for x in (-0.07, 0.19)),
@@ -137,7 +143,7 @@ def _quadruped(fur: Colour, back: complex, chest: complex, girth: float, hoof: f
 
 
 def _dog(rng: np.random.Generator) -> Item:
-    fur = _pick(rng, FURS)
+    fur = _pick(rng, [(228, 214, 190), (240, 230, 212)])
     ear, neck, head = shade(fur, 0.6), 0.17 + 0.29j, 0.25 + 0.37j
     shapes = [
         stroke(fur, 0.035, -0.19 + 0.25j, -0.27 + 0.33j, -0.29 + 0.4j),
@@ -154,7 +160,7 @@ def _dog(rng: np.random.Generator) -> Item:
 
 
 def _horse(rng: np.random.Generator) -> Item:
-    fur = _pick(rng, FURS)
+    fur = _pick(rng, [(126, 78, 42), (104, 62, 34)])
     mane, neck, poll = shade(fur, 0.5), 0.3 + 0.55j, 0.44 + 0.84j
     shapes = [
         stroke(mane, 0.06, -0.4 + 0.52j, -0.48 + 0.42j, -0.48 + 0.24j),
@@ -174,7 +180,7 @@ def _horse(rng: np.random.Generator) -> Item:
 
 
 def _umbrella(rng: np.random.Generator) -> Item:
-    cloth, second = _pick(rng, PAINTS), _pick(rng, PAINTS)
+    cloth, second = _pick(rng, REDS), _pick(rng, WHITES)
     r, top = float(rng.uniform(0.33, 0.42)), 0.62j
     panels = []
     for k in range(5):
@@ -191,7 +197,7 @@ def _umbrella(rng: np.random.Generator) -> Item:
 
 
 def _suitcase(rng: np.random.Generator) -> Item:
-    cloth = _pick(rng, PAINTS)
+    cloth = _pick(rng, YELLOWS)
     w, h = float(rng.uniform(0.13, 0.16)), float(rng.uniform(0.36, 0.42))
     shapes = [
         *(stroke((110, 112, 116), 0.018, x + h * 1j, x + (h + 0.16) * 1j) for x in (-0.06, 0.06)),
@@ -206,7 +212,7 @@ def _suitcase(rng: np.random.Generator) -> Item:
 
 
 def _sports_ball(rng: np.random.Generator) -> Item:
-    base, r = _pick(rng, [(232, 232, 228), (222, 110, 40), (236, 214, 70), (200, 50, 48)]), 0.105
+    base, r = _pick(rng, ORANGES), 0.105
     line, c = shade(base, 0.4), 1j * 0.105
     shapes = [
         disc(base, c, r),
@@ -220,7 +226,7 @@ def _sports_ball(rng: np.random.Generator) -> Item:
 
 
 def _kite(rng: np.random.Generator) -> Item:
-    cloths = [_pick(rng, PAINTS) for _ in range(3)]
+    cloths = [_pick(rng, PURPLES), _pick(rng, TEALS), _pick(rng, PURPLES)]
     n, e, s, w = 0.26j, 0.17 + 0.08j, -0.2j, -0.17 + 0.08j
     tail = [-0.2j, 0.05 - 0.26j, -0.03 - 0.32j, 0.03 - 0.39j]
     shapes = [
@@ -240,7 +246,7 @@ def _kite(rng: np.random.Generator) -> Item:
 
 
 def _skateboard(rng: np.random.Generator) -> Item:
-    deck, wheel = _pick(rng, PAINTS), _pick(rng, [(236, 226, 190), (230, 80, 60), (60, 60, 64)])
+    deck, wheel = _pick(rng, PINKS), _pick(rng, [(236, 226, 190), (60, 60, 64)])
     w = float(rng.uniform(0.28, 0.33))
     shapes = [
         *(stroke((120, 122, 128), 0.03, x + 0.05j, x + 0.1j) for x in (-w * 0.55, w * 0.55)),
@@ -252,7 +258,7 @@ def _skateboard(rng: np.random.Generator) -> Item:
 
 
 def _surfboard(rng: np.random.Generator) -> Item:
-    base, stripe, w = _pick(rng, PAINTS), _pick(rng, PAINTS), float(rng.uniform(0.5, 0.58))
+    base, stripe, w = _pick(rng, BLUES), _pick(rng, WHITES), float(rng.uniform(0.5, 0.58))
     shapes = [
         poly(shade(base, 0.6), -w * 0.7 + 0.07j, -w * 0.78 - 0.01j, -w * 0.58 + 0.06j),
         ellipse(shade(base, 0.7), 0.085j, w, 0.085),
@@ -264,7 +270,7 @@ def _surfboard(rng: np.random.Generator) -> Item:
 
 
 def _tennis_racket(rng: np.random.Generator) -> Item:
-    frame, c = _pick(rng, PAINTS), 0.37j
+    frame, c = _pick(rng, GREENS), 0.37j
     rx, ry, strings = 0.115, 0.15, (222, 222, 206)
     rim = [c + complex(rx * math.cos(t), ry * math.sin(t)) for t in np.linspace(0, math.tau, 19)]
     shapes = [

@@ -76,7 +76,7 @@ class SceneRecipe:
     num_pairs: tuple[float, ...] = (0.03, 0.5, 0.33, 0.14)  # chance of 0, 1, 2, 3 pairs
     bystanders: tuple[float, ...] = (0.5, 0.35, 0.15)  # chance of 0, 1, 2 people who use nothing
     distractors: tuple[float, ...] = (0.55, 0.33, 0.12)  # chance of 0, 1, 2 objects nobody uses
-    heights: tuple[tuple[float, float], ...] = ((45, 75), (52, 90), (46, 72), (41, 58))
+    heights: tuple[tuple[float, float], ...] = ((52, 84), (62, 94), (54, 78), (46, 64))
     # ^ range of a person's height by number of pairs, pixels of a picture 128 high
     repeat: float = 0.3  # chance that a further pair does the same as the first
 

@@ -75,7 +75,7 @@ def sample_pretraining_scenes(
     ``crowd`` is the chance of a bystander, and of an unused object, in the picture.
     """
     others = (1 - crowd, crowd)
-    heights = ((40, 90),) * 2
+    heights = ((54, 94),) * 2
     recipe = SceneRecipe(
         width, height, 0.0, num_pairs=(0.0, 1.0), bystanders=others, distractors=others, heights=heights
     )

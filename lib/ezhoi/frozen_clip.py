@@ -35,7 +35,7 @@ def frozen_clip_pairs(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, ba
     hoi_of = torch.from_numpy(vocabulary.hoi_of).to(text.device)  # (objects, C)
     boxes = pairs[["x1h", "y1h", "x2h", "y2h", "x1o", "y1o", "x2o", "y2o"]].to_numpy(np.float32)
     unions = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 4:6]), np.maximum(boxes[:, 2:4], boxes[:, 6:])], axis=1)
-    owners, objects = pairs["image"].to_numpy(), torch.from_numpy(pairs["object"].to_numpy()).to(text.device)
+    owners, objects = pairs["image"].to_numpy(), torch.tensor(pairs["object"].to_numpy(), device=text.device)
     logits = np.zeros((len(pairs), len(vocabulary.verbs)), np.float32)
     opened: tuple[int, Image.Image | None] = (-1, None)
     with Progress("frozen CLIP on crops", len(pairs)) as progress:

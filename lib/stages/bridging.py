@@ -111,7 +111,7 @@ def workplace(cfg: Config, run: Run) -> Workplace:
     return Workplace(
         fit,
         test,
-        valid[torch.from_numpy(fit.frame["object"].to_numpy())],
+        valid[torch.tensor(fit.frame["object"].to_numpy())],
         rows,
         (model.text.average > 0).float().cpu(),
         replace(model.text.space(run.existing("ezhoi").fingerprint), template=cfg.text_bank.template),

@@ -85,6 +85,7 @@ class EzHoiSettings:
     adapter_gain_init: float = 1e-9  # start of the instance adapters' gain (quirk Q7)
     prompt_length: int = 2  # N_CTX
     prompt_depth: int = 9  # tune_LY, cut to the number of layers
+    regions: str = "HO"  # --logits_type: HO (published) | HO+U | U (union box alone, no fusion MLP)
     pair_adapter: bool = True  # --img_align: attention over all pairs of an image
     text_prompts: str = "off"  # off (constant text, as released) | prefix (live, seen by the class text)
     class_rows: str = "selected"  # selected: the public row rule | all: every HOI sentence

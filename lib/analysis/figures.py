@@ -181,6 +181,7 @@ def _short(value: float) -> str:
 
 METHOD_LABEL = {
     "frozen_clip": "frozen CLIP",
+    "clip_crops": "frozen CLIP, a crop a pair",
     "ezhoi": "EZ-HOI",
     "centred": "EZ-HOI + centring",
     "bridge": "EZ-HOI + bridge",

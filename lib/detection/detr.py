@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from transformers import DetrForObjectDetection
+from transformers.utils import logging as transformers_logging
 
 from lib.runs import file_sha256
 
@@ -78,6 +79,7 @@ def load_detr(folder: Path | str, device: torch.device | str = "cpu", resample: 
             "false: true feeds normalised states to the next decoder layer at inference",
             "set auxiliary_loss to false",
         )
+    transformers_logging.disable_progress_bar()  # a bar for 200 tensors says nothing
     model, loading = DetrForObjectDetection.from_pretrained(
         folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
     )

@@ -1,4 +1,9 @@
-"""The baseline: frozen CLIP as zero-shot classifier of pairs, on the crop around human and object."""
+"""Baselines: frozen CLIP as zero-shot classifier of pairs, on pooled regions and on image crops.
+
+Both compare a feature of the union box with every HOI sentence at CLIP's own temperature; the softmax runs over the
+HOIs of the detected object (the detector names it), and the log-odds of that probability are the logit. So the prior
+and the evaluation are those of EZ-HOI.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from lib.clip.load import ClipModel
@@ -13,7 +19,9 @@ from lib.clip.text import encode_text
 from lib.clip.tokens import encode_image
 from lib.data.hico_det import HoiDataset
 from lib.data.images import read_image
+from lib.data.vocabulary import Vocabulary
 from lib.engine.progress import Progress
+from lib.ezhoi.pairs import roi_features
 
 
 def square_crop(image: Image.Image, box: np.ndarray, margin: float = 0.1) -> Image.Image:
@@ -23,20 +31,54 @@ def square_crop(image: Image.Image, box: np.ndarray, margin: float = 0.1) -> Ima
     return image.crop(tuple(corners.tolist()))
 
 
-@torch.inference_mode()
-def frozen_clip_pairs(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, batch_size: int) -> np.ndarray:
-    """Verb log-odds [N, C] of pairs (rows of a PairTable, grouped by image).
+class PairClassifier:
+    """Turns union features into verb log-odds by CLIP's text, for the HOIs that exist with the detected object."""
 
-    The crop's class embedding is compared with every HOI sentence at CLIP's own temperature; the softmax runs over the
-    HOIs of the detected object (the detector names it), and the log-odds of that probability are the logit.
+    def __init__(self, clip: ClipModel, vocabulary: Vocabulary) -> None:
+        self.scale = clip.logit_scale
+        self.text = F.normalize(encode_text(clip, vocabulary.class_sentences()), dim=-1)  # (H, D)
+        self.hoi_of = torch.from_numpy(vocabulary.hoi_of).to(self.text.device)  # (objects, C)
+
+    def __call__(self, features: Tensor, objects: np.ndarray) -> np.ndarray:
+        """features [P, D], detected object ids [P] -> log-odds [P, C]; verbs that do not exist get the lowest."""
+        similarity = self.scale * F.normalize(features, dim=-1) @ self.text.T  # (P, H)
+        hois = self.hoi_of[torch.tensor(objects, device=self.text.device)]  # (P, C)
+        scores = similarity.gather(1, hois.clamp(min=0)).masked_fill(hois < 0, -torch.inf)
+        probability = scores.softmax(dim=1).nan_to_num(0.0).clamp(1e-6, 1 - 1e-6)  # no HOI for this object: zero
+        return probability.logit().cpu().numpy()
+
+
+@torch.inference_mode()
+def clip_on_regions(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, batch_size: int) -> np.ndarray:
+    """Log-odds [N, C] from the tower that EZ-HOI adapts, untrained: RoIAlign of its patch tokens (7 x 7 mean).
+
+    The image is squashed to the CLIP frame as for EZ-HOI, with CLIP's own mean and std. pairs: grouped by image.
     """
-    vocabulary = data.vocabulary
-    text = F.normalize(encode_text(clip, vocabulary.class_sentences()), dim=-1)  # (H, D)
-    hoi_of = torch.from_numpy(vocabulary.hoi_of).to(text.device)  # (objects, C)
-    boxes = pairs[["x1h", "y1h", "x2h", "y2h", "x1o", "y1o", "x2o", "y2o"]].to_numpy(np.float32)
-    unions = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 4:6]), np.maximum(boxes[:, 2:4], boxes[:, 6:])], axis=1)
-    owners, objects = pairs["image"].to_numpy(), torch.tensor(pairs["object"].to_numpy(), device=text.device)
-    logits = np.zeros((len(pairs), len(vocabulary.verbs)), np.float32)
+    classify, size = PairClassifier(clip, data.vocabulary), clip.spec.image_size
+    logits = np.zeros((len(pairs), len(data.vocabulary.verbs)), np.float32)
+    owners, unions = pairs["image"].to_numpy(), _unions(pairs)
+    with Progress("frozen CLIP on regions", len(data)) as progress:
+        for start in range(0, len(data), batch_size):
+            images = data.images[start : start + batch_size]
+            squashed = [read_image(image.path).convert("RGB").resize((size, size)) for image in images]
+            patches = encode_image(clip, torch.stack([clip.transform(image) for image in squashed]))[1]
+            patch_map = patches.transpose(1, 2).unflatten(2, (clip.spec.grid, -1))  # (B, D, G, G)
+            rows = np.flatnonzero((owners >= start) & (owners < start + len(images)))
+            scale = np.array([data[i].size * 2 for i in owners[rows]], np.float32).reshape(-1, 4) / size
+            boxes = torch.from_numpy(unions[rows] / scale).to(patches.device)
+            owner = torch.from_numpy(owners[rows] - start).to(patches.device)
+            pooled = roi_features(patch_map, boxes, owner, size, dropout=0.0, training=False)
+            logits[rows] = classify(pooled, pairs["object"].to_numpy()[rows])
+            progress.step(len(images))
+    return logits
+
+
+@torch.inference_mode()
+def clip_on_crops(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, batch_size: int) -> np.ndarray:
+    """Log-odds [N, C] from the class embedding of the square crop around each pair: one forward of CLIP a pair."""
+    classify = PairClassifier(clip, data.vocabulary)
+    logits = np.zeros((len(pairs), len(data.vocabulary.verbs)), np.float32)
+    owners, unions, objects = pairs["image"].to_numpy(), _unions(pairs), pairs["object"].to_numpy()
     opened: tuple[int, Image.Image | None] = (-1, None)
     with Progress("frozen CLIP on crops", len(pairs)) as progress:
         for start in range(0, len(pairs), batch_size):
@@ -46,11 +88,12 @@ def frozen_clip_pairs(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, ba
                 if owner != opened[0]:
                     opened = (owner, read_image(data[owner].path).convert("RGB"))
                 crops.append(clip.transform(square_crop(opened[1], union)))
-            image = F.normalize(encode_image(clip, torch.stack(crops))[0], dim=-1)
-            similarity = clip.logit_scale * image @ text.T  # (b, H)
-            hois = hoi_of[objects[rows]]  # (b, C)
-            scores = similarity.gather(1, hois.clamp(min=0)).masked_fill(hois < 0, -torch.inf)
-            probability = scores.softmax(dim=1).nan_to_num(0.0).clamp(1e-6, 1 - 1e-6)  # no HOI for this object: zero
-            logits[rows] = probability.logit().cpu().numpy()
+            logits[rows] = classify(encode_image(clip, torch.stack(crops))[0], objects[rows])
             progress.step(len(crops))
     return logits
+
+
+def _unions(pairs: pd.DataFrame) -> np.ndarray:
+    """[N, 4] smallest box around human and object, pixels."""
+    human, obj = pairs[["x1h", "y1h", "x2h", "y2h"]].to_numpy(), pairs[["x1o", "y1o", "x2o", "y2o"]].to_numpy()
+    return np.concatenate([np.minimum(human, obj)[:, :2], np.maximum(human, obj)[:, 2:]], axis=1).astype(np.float32)

@@ -21,7 +21,7 @@ from lib.clip.text import encode_text
 from lib.config import EzHoiSettings
 from lib.data.vocabulary import Vocabulary
 from lib.ezhoi.adapters import BottleneckAdapter, Mlp
-from lib.ezhoi.pairs import Instances, Pairs, enumerate_pairs, pad_pairs, prior_tokens, roi_features
+from lib.ezhoi.pairs import Instances, Pairs, enumerate_pairs, pad_pairs, prior_tokens, roi_features, union_boxes
 from lib.ezhoi.prompts import TextPrompts, VisualPrompts
 from lib.ezhoi.text import ClassText, select_rows
 from lib.ezhoi.vision import AdaptedVision
@@ -50,16 +50,17 @@ class EzHoi(nn.Module):
         text: ClassText,
         object_text: Tensor,
         *,
+        regions: str = "HO",
         pair_adapter: bool = True,
         roi_dropout: float = 0.2,
     ) -> None:
         super().__init__()
         dim = object_text.shape[1]
-        self.size, self.roi_dropout = size, roi_dropout
+        self.size, self.regions, self.roi_dropout = size, regions, roi_dropout
         self.vision, self.prompts, self.text = vision, prompts, text
         self.register_buffer("object_text", object_text, persistent=False)
         self.priors_downproj = Mlp(dim + 5, 128, 128, 64)
-        self.vis_fuse = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
+        self.vis_fuse = _fusion(regions, dim)
         self.mem_adapter = BottleneckAdapter(dim, None, self_attention=True) if pair_adapter else None
         self.logit_scale_HO = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # used as it is, not exponentiated
 
@@ -76,7 +77,7 @@ class EzHoi(nn.Module):
         return self.vision(images, prior, instances.padding, self.prompts(memory))
 
     def pair_features(self, patch_map: Tensor, instances: Instances, pairs: Pairs) -> Tensor:
-        """[P, D]: RoIAlign of every instance once, human and object fused, then attention over the image's pairs."""
+        """[P, D]: RoIAlign of instances (and unions), fused, then attention over the image's pairs."""
         batch, slots = instances.boxes.shape[:2]
         owner = torch.arange(batch, device=patch_map.device).repeat_interleave(slots)
         pooled = roi_features(
@@ -84,7 +85,12 @@ class EzHoi(nn.Module):
         )  # (B*n, D)
         pooled = F.normalize(pooled, dim=-1).view(batch, slots, -1)
         human, obj = pooled[pairs.image, pairs.human], pooled[pairs.image, pairs.object]
-        fused = self.vis_fuse(torch.cat([human, obj], dim=-1))  # (P, D), non-negative
+        parts = [human, obj] if "HO" in self.regions else []
+        if "U" in self.regions:
+            boxes = union_boxes(instances, pairs)  # (P, 4)
+            union = roi_features(patch_map, boxes, pairs.image, self.size, self.roi_dropout, self.training)
+            parts.insert(0, F.normalize(union, dim=-1))
+        fused = self.vis_fuse(torch.cat(parts, dim=-1))  # (P, D)
         if self.mem_adapter is None:
             return fused
         padded, padding, slot = pad_pairs(fused, pairs, batch)
@@ -93,6 +99,16 @@ class EzHoi(nn.Module):
     def logits(self, features: Tensor, verb_text: Tensor) -> Tensor:
         """[P, C]: s/2 * f . mean text of the verb; neither side is normalised (quirk Q12, kept)."""
         return self.logit_scale_HO / 2 * features @ verb_text.T
+
+
+def _fusion(regions: str, dim: int) -> nn.Module:
+    """Which regions make a pair (`--logits_type`): HO 2D -> D -> D, HO+U 3D -> 2D -> D, U as it is (spec §3 step 4)."""
+    if regions == "U":
+        return nn.Identity()
+    if regions not in ("HO", "HO+U"):
+        raise ValueError(f"ezhoi.regions: found {regions!r}, expected HO, HO+U or U")
+    hidden = dim if regions == "HO" else 2 * dim
+    return nn.Sequential(nn.Linear(hidden + dim, hidden), nn.ReLU(), nn.Linear(hidden, dim), nn.ReLU())
 
 
 def build_ezhoi(clip: ClipModel, vocabulary: Vocabulary, descriptions: list[str], settings: EzHoiSettings) -> EzHoi:
@@ -115,6 +131,7 @@ def build_ezhoi(clip: ClipModel, vocabulary: Vocabulary, descriptions: list[str]
         VisualPrompts(spec.text_width, spec.vision_width, spec.embed_dim, depth=depth, length=settings.prompt_length),
         ClassText(clip, vocabulary, rows, described, text_prompts),
         encode_text(clip, vocabulary.object_sentences()),
+        regions=settings.regions,
         pair_adapter=settings.pair_adapter,
         roi_dropout=settings.roi_dropout,
     )

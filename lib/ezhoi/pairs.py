@@ -93,6 +93,12 @@ def roi_features(patch_map: Tensor, boxes: Tensor, image: Tensor, size: int, dro
     return F.dropout(pooled, dropout, training).mean(dim=(2, 3))
 
 
+def union_boxes(instances: Instances, pairs: Pairs) -> Tensor:
+    """[P, 4] smallest box around human and object of each pair."""
+    human, obj = instances.boxes[pairs.image, pairs.human], instances.boxes[pairs.image, pairs.object]
+    return torch.cat([torch.minimum(human, obj)[:, :2], torch.maximum(human, obj)[:, 2:]], dim=1)
+
+
 def pair_prior(instances: Instances, pairs: Pairs, valid_verbs: Tensor, power: float) -> Tensor:
     """[P, C] (s_h s_o)^power on the verbs valid for the detected object, 0 elsewhere (spec §1.8).
 

@@ -15,7 +15,7 @@ from lib.data.hico_det import HoiDataset
 from lib.engine.checkpoints import seed_everything
 from lib.evaluation.hico_det import ApResult, hico_det_ap, per_class_table, summarise
 from lib.ezhoi.batches import HoiSamples
-from lib.ezhoi.frozen_clip import frozen_clip_pairs
+from lib.ezhoi.frozen_clip import clip_on_crops, clip_on_regions
 from lib.ezhoi.model import EzHoi, build_ezhoi
 from lib.ezhoi.predict import BOXES_H, BOXES_O, PairTable, hoi_predictions, predict_pairs
 from lib.ezhoi.train import train_ezhoi
@@ -114,19 +114,22 @@ def pairs(cfg: Config, run: Run, which: str) -> Artifact:
     return run.artifact(f"pairs/{which}", settings, make, parents)
 
 
-def frozen_clip(cfg: Config, run: Run) -> Artifact:
-    """Zero-shot CLIP on the union crop of every test pair: what the detector must beat."""
+BASELINES = {"frozen_clip": clip_on_regions, "clip_crops": clip_on_crops}
+
+
+def frozen_clip(cfg: Config, run: Run, kind: str) -> Artifact:
+    """Zero-shot CLIP on every test pair: `frozen_clip` pools regions as EZ-HOI does, `clip_crops` classifies crops."""
     parents = [run.existing("pairs/test")]
 
     def make(folder: Path) -> dict:
-        table = PairTable.load(parents[0].path)
+        frame = PairTable.load(parents[0].path).frame
         data = inputs.dataset(cfg, run, "test")
-        table.logits = frozen_clip_pairs(inputs.clip_model(cfg, run), data, table.frame, cfg.clip.batch_size)
-        predictions = hoi_predictions(table.frame, table.logits, data.vocabulary, cfg.ezhoi.prior_power)
+        logits = BASELINES[kind](inputs.clip_model(cfg, run), data, frame, cfg.clip.batch_size)
+        predictions = hoi_predictions(frame, logits, data.vocabulary, cfg.ezhoi.prior_power)
         atomic_write(folder / "predictions.parquet", lambda stream: predictions.to_parquet(stream))
-        return {"pairs": len(table.frame)}
+        return {"pairs": len(frame)}
 
-    return run.artifact("predictions/frozen_clip", {"prior_power": cfg.ezhoi.prior_power}, make, parents)
+    return run.artifact(f"predictions/{kind}", {"prior_power": cfg.ezhoi.prior_power}, make, parents)
 
 
 def evaluate(cfg: Config, run: Run, predictions: pd.DataFrame) -> dict[str, float]:
@@ -137,11 +140,9 @@ def evaluate(cfg: Config, run: Run, predictions: pd.DataFrame) -> dict[str, floa
 
 
 def detector_results(cfg: Config, run: Run) -> dict[str, dict[str, float]]:
-    """Scores of frozen CLIP and of the detector on the same pairs, recorded in the run's metrics."""
-    tables = {
-        "frozen_clip": pd.read_parquet(run.existing("predictions/frozen_clip").path / "predictions.parquet"),
-        "ezhoi": _detector_predictions(cfg, run),
-    }
+    """Scores of both frozen-CLIP baselines and of the detector on the same pairs, recorded in the run's metrics."""
+    tables = {name: _baseline_predictions(run, name) for name in BASELINES}
+    tables["ezhoi"] = _detector_predictions(cfg, run)
     scores = {name: evaluate(cfg, run, predictions) for name, predictions in tables.items()}
     for name, values in scores.items():
         run.record(name, **values)
@@ -164,8 +165,7 @@ def class_table(cfg: Config, run: Run, predictions: pd.DataFrame) -> pd.DataFram
 
 def class_gains(cfg: Config, run: Run) -> pd.DataFrame:
     """AP of every class under frozen CLIP and under the detector, largest gain first."""
-    frozen = pd.read_parquet(run.existing("predictions/frozen_clip").path / "predictions.parquet")
-    before = class_table(cfg, run, frozen).set_index("hoi")["ap"]
+    before = class_table(cfg, run, _baseline_predictions(run, "frozen_clip")).set_index("hoi")["ap"]
     after = class_table(cfg, run, _detector_predictions(cfg, run)).set_index("hoi")
     table = after[["name", "seen", "rare", "num_gt"]].assign(frozen_clip=before, ezhoi=after["ap"])
     return table.assign(gain=table["ezhoi"] - table["frozen_clip"]).sort_values("gain", ascending=False)
@@ -181,6 +181,10 @@ def top_predictions(
     return (
         best[BOXES_H].to_numpy(), best[BOXES_O].to_numpy(), [names(hoi) for hoi in best["hoi"]], best["score"].tolist(),
     )  # fmt: skip
+
+
+def _baseline_predictions(run: Run, kind: str) -> pd.DataFrame:
+    return pd.read_parquet(run.existing(f"predictions/{kind}").path / "predictions.parquet")
 
 
 def _detector_predictions(cfg: Config, run: Run) -> pd.DataFrame:

@@ -53,4 +53,4 @@ clean-notebooks: setup ## remove outputs and counts from the notebooks
 	$(BIN)/jupyter nbconvert --clear-output --inplace notebooks/*.ipynb
 
 tiny-weights: setup ## train the tiny CLIP and DETR again (slow) and write configs/tiny_clip, configs/tiny_detr
-	$(BIN)/python -m lib.data.tiny_models
+	$(BIN)/python -m lib.stages.tiny_models

@@ -105,7 +105,7 @@ def captions(cfg: Config, run: Run) -> list[str]:
 
 def models(cfg: Config, run: Run) -> Artifact:
     """The shipped tiny CLIP and DETR, unpacked into the folders that the loaders of the real models read."""
-    from lib.data.tiny_models import shipped_sha256, unpack_tiny_models
+    from lib.stages.tiny_models import shipped_sha256, unpack_tiny_models
 
     return run.artifact("models", {}, lambda folder: unpack_tiny_models(folder), [shipped_sha256()])
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib.config import Config
-from lib.data.tiny_quality import clip_quality, detr_quality
 from lib.runs import Run, write_json
 from lib.stages import inputs
+from lib.stages.tiny_quality import clip_quality, detr_quality
 
 IMAGES = 200  # test images that are measured
 

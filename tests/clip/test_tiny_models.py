@@ -7,11 +7,11 @@ import torch
 
 from lib.clip.load import load_clip
 from lib.clip.text import encode_text
-from lib.data import tiny_models
 from lib.data.stick_world import WorldSettings, render_world
-from lib.data.tiny_models import CLIP_FOLDER, DETR_FOLDER, shipped_sha256, unpack_tiny_models
-from lib.data.tiny_quality import clip_quality, detr_quality
 from lib.detection.detr import load_detr
+from lib.stages import tiny_models
+from lib.stages.tiny_models import CLIP_FOLDER, DETR_FOLDER, shipped_sha256, unpack_tiny_models
+from lib.stages.tiny_quality import clip_quality, detr_quality
 
 
 @pytest.fixture(scope="module")

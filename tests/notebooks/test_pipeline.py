@@ -10,7 +10,8 @@ from lib.runs import Artifact, Run, read_jsonl
 
 ARTIFACTS = [
     "world", "models", "features/train", "features/test", "detections/train", "detections/test", "ezhoi", "pairs/fit",
-    "pairs/test", "predictions/frozen_clip", "predictions/clip_crops", "text_bank/captions", "text_bank/adapted", "bridge/captions",
+    "pairs/test", "predictions/frozen_clip", "predictions/clip_crops", "text_bank/captions",
+    "text_bank/adapted", "bridge/captions",
     "bridge/adapted", "predictions/bridges", "embeddings", "gap",
 ]  # fmt: skip
 

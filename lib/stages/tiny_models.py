@@ -1,4 +1,4 @@
-"""The tiny CLIP and DETR of the embedded world: training (`python -m lib.data.tiny_models`), packing, unpacking.
+"""The tiny CLIP and DETR of the embedded world: training (`python -m lib.stages.tiny_models`), packing, unpacking.
 
     configs/tiny_clip/  open_clip_config.json  weights.safetensors  training.json
     configs/tiny_detr/  config.json  preprocessor_config.json  weights.safetensors  training.json
@@ -35,12 +35,12 @@ from lib.data.descriptions import read_descriptions
 from lib.data.stick_labels import OBJECTS
 from lib.data.stick_text import scene_captions
 from lib.data.stick_world import WorldSettings, render_world, sample_detection_scenes, sample_pretraining_scenes
-from lib.data.tiny_quality import clip_quality, detr_quality
 from lib.data.vocabulary import noun_phrase
 from lib.detection.detr import load_detr
 from lib.detection.losses import Boxes
 from lib.detection.train import DetrTraining, tiny_config, train_detr
 from lib.runs import append_jsonl, atomic_write, write_json
+from lib.stages.tiny_quality import clip_quality, detr_quality
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLIP_FOLDER, DETR_FOLDER = CONFIGS / "tiny_clip", CONFIGS / "tiny_detr"

@@ -258,12 +258,14 @@ class Run:
         )
 
     def save_figure(self, name: str, figure: Any, caption: str = "") -> Any:
-        """Keep a matplotlib figure as figures/<name>.png with its caption beside it; returns it for display."""
-        folder = self.root / "figures"
-        atomic_write(folder / f"{name}.png", lambda stream: figure.savefig(stream, format="png", dpi=150))
+        """Keep a matplotlib figure as figures/<name>.png with its caption beside it; returns a picture for display."""
+        from IPython.display import Image
+
+        path = self.root / "figures" / f"{name}.png"
+        atomic_write(path, lambda stream: figure.savefig(stream, format="png", dpi=150))
         if caption:
-            write_text(folder / f"{name}.txt", caption)
-        return figure
+            write_text(path.with_suffix(".txt"), caption)
+        return Image(filename=str(path), width=int(90 * figure.get_figwidth()))
 
 
 def _stale_message(

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
-from transformers import DetrForObjectDetection
-from transformers.utils import logging as transformers_logging
 
 from lib.runs import file_sha256
 
@@ -41,7 +39,7 @@ class Detr:
     fingerprint: SHA-256 of the weights file.
     """
 
-    model: DetrForObjectDetection
+    model: nn.Module  # transformers' DetrForObjectDetection
     labels: tuple[str, ...]
     short_side: int
     long_side: int
@@ -67,6 +65,10 @@ def load_detr(folder: Path | str, device: torch.device | str = "cpu", resample: 
     resample: overrides the folder's filter (`bilinear` reproduces UPT, `bicubic` EZ-HOI; spec §9).
     Raises DetectorError for missing files, unfit weights, or `auxiliary_loss: true` (it changes inference; spec §8).
     """
+    # imported here: it takes seconds, and most notebooks only read the detections table
+    from transformers import DetrForObjectDetection
+    from transformers.utils import logging as transformers_logging
+
     folder = Path(folder)
     mend = "convert the released checkpoint into this folder, or run notebook 00 for the tiny DETR; then set the folder"
     for name in FILES:

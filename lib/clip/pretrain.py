@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lib.clip.load import ClipModel
 from lib.clip.text import encode_text
 from lib.clip.tokens import encode_image
+from lib.engine.schedules import warmup_cosine
 
 LOGIT_SCALE = 100.0
 VIEWS = {"centre": 0.15, "squash": 0.25, "square": 0.4, "stretch": 0.2}  # how often a caption's picture is shown how
@@ -68,7 +69,7 @@ def train_clip(
         _parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: _warmup_cosine(step, recipe.warmup, recipe.steps)
+        optimiser, lambda step: warmup_cosine(step, recipe.warmup, recipe.steps)
     )
     for step in range(recipe.steps):
         images, tokens = _draw_batch(data, recipe.batch_size, size)
@@ -182,10 +183,6 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [parameter for name, parameter in named if name not in plain], "weight_decay": weight_decay},
         {"params": [parameter for name, parameter in named if name in plain], "weight_decay": 0.0},
     ]
-
-
-def _warmup_cosine(step: int, warmup: int, steps: int) -> float:
-    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 # ---------------------------------------------------------------- quality

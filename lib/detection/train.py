@@ -25,6 +25,7 @@ from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
 
 from lib.detection.detr import IMAGENET_MEAN, IMAGENET_STD
 from lib.detection.losses import Boxes, dense_loss, match, set_loss
+from lib.engine.schedules import warmup_cosine
 
 STRIDE = 16  # pixels a token side of the backbone below
 
@@ -93,7 +94,7 @@ def train_detr(
     parameters = [*model.requires_grad_(True).parameters(), *dense.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: _warmup_cosine(step, recipe.warmup, recipe.steps)
+        optimiser, lambda step: warmup_cosine(step, recipe.warmup, recipe.steps)
     )
     model.train()
     for step in range(recipe.steps):
@@ -238,7 +239,3 @@ def _freeze_batch_norm(model: DetrForObjectDetection) -> DetrForObjectDetection:
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     frozen.load_state_dict(state)
     return frozen.requires_grad_(False).eval()
-
-
-def _warmup_cosine(step: int, warmup: int, steps: int) -> float:
-    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -21,11 +21,10 @@ from torchvision.transforms import functional as TF
 from lib.config import EzHoiSettings
 from lib.data.hico_det import HoiDataset
 from lib.data.images import read_image
+from lib.detection.detr import IMAGENET_MEAN, IMAGENET_STD
 from lib.detection.proposals import Proposals
 from lib.ezhoi.pairs import Instances, PairTargets
 from lib.features.store import FeatureStore
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -75,8 +76,16 @@ def dataset(cfg: Config, run: Run, split: str) -> HoiDataset:
     """All annotated images of `train` or `test`, unfiltered."""
     root = data_root(cfg, run)
     images = cfg.data.images if cfg.data.root else "images/{split}2015"
-    found = read_hico_det(root / f"instances_{split}2015.json", root / images.format(split=split), split)
+    annotations = root / f"instances_{split}2015.json"
+    written = annotations.stat().st_mtime_ns if annotations.is_file() else 0
+    found = _read_once(annotations, root / images.format(split=split), split, written)
     return found.subset(cfg.data.train_limit if split == "train" else cfg.data.test_limit)
+
+
+@lru_cache(maxsize=4)
+def _read_once(annotations: Path, images: Path, split: str, written: int) -> HoiDataset:
+    """Stages ask for a split many times (once a variant); a file is parsed once until it is written again."""
+    return read_hico_det(annotations, images, split)
 
 
 def unseen(cfg: Config, run: Run) -> list[int]:

@@ -40,7 +40,10 @@ class DataSettings:
     root: str = ""  # folder of instances_{train,test}2015.json; empty = render the stick world into the run
     images: str = "hico_20160224_det/images/{split}2015"  # image folder below root
     zero_shot: str = "unseen_verb"  # default | unseen_verb | unseen_object | rare_first | non_rare_first | uc0-4
-    descriptions: str = ""  # description file of the HOI classes; empty = class sentences only
+    kind: str = "hico"  # annotation format: hico (instances_*.json) | vcoco (instances_vcoco_*.json)
+    descriptions: str = ""  # description file of the HOI classes; empty = written from a template
+    differences: str = ""  # file of unseen-seen pairs with difference texts; empty = nearest seen class, template
+    act_descriptors: str = ""  # file of action descriptors; needed by ezhoi.act_descriptors
     validation_images: int = 0  # last n training images kept from EZ-HOI to fit what sits on top of it
     train_limit: int = 0  # use the first n training images; 0 = all
     test_limit: int = 0  # use the first n test images; 0 = all
@@ -79,32 +82,77 @@ class FeatureSettings:
 
 @dataclass
 class EzHoiSettings:
-    """EZ-HOI (spec ez-hoi.md §2-§6); defaults are the published ones."""
+    """EZ-HOI (spec ez-hoi.md §2-§6); the defaults are the published recipe, `preset` names common variants of it."""
 
-    instance_adapters: bool = True  # --use_insadapter
+    preset: str = ""  # released | prefix | prefix_unseen | text_adapter: settings applied below the file's own
+
+    # what is scored
+    classes: str = "verb"  # verb (117 of HICO-DET, 24 of V-COCO) | hoi (every HOI class with a logit of its own)
+    class_rows: str = "selected"  # sentences behind the verbs: selected (the public rule) | all
+    regions: str = "HO"  # --logits_type: HO (published) | HO+U | U (union box alone, no fusion MLP)
+
+    # vision side
+    instance_adapters: str = "all"  # layers with an instance adapter: all | front | end | last | none
     adapter_gain_init: float = 1e-9  # start of the instance adapters' gain (quirk Q7)
+    prior: str = "cbe"  # prior tokens: confidence, box, embedding of the label; drop letters to drop parts
     prompt_length: int = 2  # N_CTX
     prompt_depth: int = 9  # tune_LY, cut to the number of layers
-    regions: str = "HO"  # --logits_type: HO (published) | HO+U | U (union box alone, no fusion MLP)
+    image_prompts: bool = True  # --img_clip_pt: visual prompts look at the image's CLIP patch tokens
+    round_prompts: bool = False  # visual prompts rounded to fp16 as the released program does (quirk Q5)
     pair_adapter: bool = True  # --img_align: attention over all pairs of an image
-    text_prompts: str = "off"  # off (constant text, as released) | prefix (live, seen by the class text)
-    class_rows: str = "selected"  # selected: the public row rule | all: every HOI sentence
     roi_dropout: float = 0.2  # dropout on the 7 x 7 RoIAlign maps
+
+    # text side
+    text_prompts: str = "off"  # off (constant text, as released) | prefix (live, seen by the class text)
+    unseen_prompts: bool = True  # --unseen_pt_inj: unseen classes learn from a related seen class; adds its row
+    text_adapter: bool = False  # --txt_align: adapter behind the text tower
+    act_descriptors: bool = False  # --act_descriptor: text features attend to data.act_descriptors
+    semantic_weight: float = 150.0  # weight of the semantic relation loss, used while the text is live; 0 = off
+
+    # loss
     alpha: float = 0.5  # focal loss: weight of positives against negatives
     gamma: float = 0.2  # focal loss: exponent
-    epochs: int = 12  # passes over the training images
+
+    # training
+    init_from: str = ""  # weights to start from (an ezhoi folder of a run or an imported checkpoint)
+    epochs: int = 12  # passes over the training images; 0 keeps the weights of init_from: evaluate only
     batch_size: int = 8  # images a step
-    lr: float = 1e-3  # AdamW learning rate
+    accumulate: int = 1  # steps' batches gathered before the weights move
+    lr_vit: float = 1e-3  # AdamW: prompts and instance adapters
+    lr_head: float = 1e-3  # AdamW: everything else
     weight_decay: float = 1e-4  # on every parameter
     lr_step: int = 10  # epochs until lr x 0.1
     clip_norm: float = 0.1  # global gradient norm
+    ema: float = 0.0  # decay of averaged weights, which are then the result; 0 = off
     precision: str = "fp32"  # fp32 | bf16 (autocast)
+    detections: str = "cached"  # cached | live (DETR runs on every augmented image, as in the public program)
+    detector_dropout: bool = False  # DETR's dropout stays on while detecting live (quirk Q8)
     flip: float = 0.5  # probability of a left-right flip
     jitter: float = 0.4  # brightness, contrast, saturation
     crop: float = 0.5  # probability of a random crop
     workers: int = 0  # data loading processes
-    prior_power: float = 2.8  # hyper_lambda, power of the detector scores in evaluation (1 in training)
     log_every: int = 10  # steps between two lines of the loss history
+
+    # a bridge inside training
+    bridge: str = ""  # folder of a trained bridge that pair features pass during training; empty = none
+    bridge_grad: str = "straight_through"  # none (as the public fork: only the scale learns) | straight_through | full
+    bridge_steps: list[int] = field(default_factory=list)  # its evaluations in epoch 1, 2, ...; the last one repeats
+
+    # inference
+    prior_power: float = 2.8  # hyper_lambda, power of the detector scores in evaluation (1 in training)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "": {},
+    # what the public program computes, to the rounding of its prompts
+    "released": {"text_prompts": "off", "round_prompts": True, "text_adapter": False, "act_descriptors": False},
+    # class prompts that the class embedding sees
+    "prefix": {"text_prompts": "prefix", "unseen_prompts": False},
+    # and unseen classes that learn theirs from a related seen class
+    "prefix_unseen": {"text_prompts": "prefix", "unseen_prompts": True},
+    # constant prompts, but an adapter behind the text tower
+    "text_adapter": {"text_prompts": "off", "text_adapter": True},
+}
 
 
 @dataclass
@@ -194,6 +242,10 @@ class Config:
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then overrides such as `ezhoi.epochs=3`.
 
+    `ezhoi.preset` sets several keys at once where it is named: below the other keys of a file that names it, above
+    everything before an override that names it.
+
+
     Raises ConfigError naming the source, the key, the nearest valid key or the expected type.
     """
     tree = OmegaConf.structured(Config)
@@ -226,8 +278,11 @@ def describe() -> Iterator[tuple[str, str, str, str]]:
 def _merge(tree: Any, new: Any, source: str) -> Any:
     for key in _leaf_keys(OmegaConf.to_container(new), ""):
         _check_key(key, source)
+    preset = OmegaConf.select(new, "ezhoi.preset")
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"{source}: ezhoi.preset: found {preset!r}, expected one of {[n for n in PRESETS if n]}")
     try:
-        return OmegaConf.merge(tree, new)
+        return OmegaConf.merge(tree, {"ezhoi": PRESETS[preset or ""]}, new)
     except OmegaConfBaseException as error:
         key = error.full_key or "?"
         expected = {name: f"{kind} (default {default})" for name, kind, default, _ in describe()}.get(key, "a section")

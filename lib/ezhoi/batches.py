@@ -23,6 +23,7 @@ from lib.data.hico_det import HoiDataset
 from lib.data.images import read_image
 from lib.detection.detr import IMAGENET_MEAN, IMAGENET_STD
 from lib.detection.proposals import Proposals
+from lib.ezhoi.classes import ScoredClasses
 from lib.ezhoi.pairs import Instances, PairTargets
 from lib.features.store import FeatureStore
 
@@ -49,7 +50,7 @@ class HoiSamples(Dataset):
     """Samples of a HoiDataset. Item i of epoch e is a pure function of (seed, e, i), whatever the worker count.
 
     proposals: one an image of `dataset`, boxes as fractions of width and height. store: patch tokens, found by file
-    name. augment: None in evaluation.
+    name. classes: what gets a logit. augment: None in evaluation.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class HoiSamples(Dataset):
         proposals: Sequence[Proposals],
         store: FeatureStore,
         size: int,
+        classes: ScoredClasses,
         augment: EzHoiSettings | None = None,
         seed: int = 0,
     ) -> None:
@@ -65,6 +67,7 @@ class HoiSamples(Dataset):
             raise ValueError(f"found {len(proposals)} proposals, expected one an image of {len(dataset)}")
         self.dataset, self.proposals, self.store = dataset, proposals, store
         self.rows = store.ids([image.name for image in dataset.images])
+        self.class_of_hoi = torch.from_numpy(classes.of_hoi)
         self.size, self.augment, self.seed, self.epoch = size, augment, seed, 0
 
     def __len__(self) -> int:
@@ -73,7 +76,7 @@ class HoiSamples(Dataset):
     def __getitem__(self, index: int) -> tuple:
         record, proposals = self.dataset[index], self.proposals[index]
         boxes_h, boxes_o = (as_fractions(boxes, record.size) for boxes in (record.boxes_h, record.boxes_o))
-        verb = torch.from_numpy(record.verb)
+        hoi = torch.from_numpy(record.hoi)
         image = read_image(record.path)
         if self.augment is not None:
             rng = np.random.default_rng([self.seed, self.epoch, index])
@@ -86,7 +89,7 @@ class HoiSamples(Dataset):
                 image = image.crop(tuple((window * torch.tensor(record.size * 2)).round().int().tolist()))
                 boxes_h, boxes_o = clip_to(boxes_h, window), clip_to(boxes_o, window)
                 kept = (box_area(boxes_h) > 0) & (box_area(boxes_o) > 0)
-                boxes_h, boxes_o, verb = boxes_h[kept], boxes_o[kept], verb[kept]
+                boxes_h, boxes_o, hoi = boxes_h[kept], boxes_o[kept], hoi[kept]
                 proposals = crop_proposals(proposals, window)
         image = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
         if self.augment is not None and self.augment.jitter:
@@ -94,17 +97,18 @@ class HoiSamples(Dataset):
         pixels = TF.normalize(TF.to_tensor(image), IMAGENET_MEAN, IMAGENET_STD)
         memory = torch.nn.functional.normalize(self.store[self.rows[index]][0], dim=-1)
         instances = (proposals.boxes * self.size, proposals.scores, proposals.labels, proposals.n_human)
-        return index, pixels, memory, instances, (boxes_h * self.size, boxes_o * self.size, verb)
+        targets = (boxes_h * self.size, boxes_o * self.size, self.class_of_hoi[hoi], hoi)
+        return index, pixels, memory, instances, targets
 
 
 def collate(samples: list[tuple]) -> HoiBatch:
     """Stack images and memory, pad instances, concatenate targets."""
     index, pixels, memory, instances, targets = zip(*samples, strict=True)
-    boxes_h, boxes_o, verbs = zip(*targets, strict=True)
-    owner = torch.repeat_interleave(torch.arange(len(verbs)), torch.tensor([len(v) for v in verbs]))
+    boxes_h, boxes_o, labels, hois = zip(*targets, strict=True)
+    owner = torch.repeat_interleave(torch.arange(len(hois)), torch.tensor([len(ids) for ids in hois]))
     return HoiBatch(
         torch.tensor(index), torch.stack(pixels), torch.stack(memory), Instances.collate(list(instances)),
-        PairTargets(owner, torch.cat(boxes_h), torch.cat(boxes_o), torch.cat(verbs)),
+        PairTargets(owner, *map(torch.cat, (boxes_h, boxes_o, labels, hois))),
     )  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def build_ezhoi(clip: ClipModel, vocabulary: Vocabulary, descriptions: list[str]
     depth = min(settings.prompt_depth, spec.vision_layers)
     return EzHoi(
         spec.image_size,
-        AdaptedVision(clip.model.visual, settings.adapter_gain_init, settings.instance_adapters),
+        AdaptedVision(clip.model.visual, settings.adapter_gain_init, settings.instance_adapters != "none"),
         VisualPrompts(spec.text_width, spec.vision_width, spec.embed_dim, depth=depth, length=settings.prompt_length),
         ClassText(clip, vocabulary, rows, described, text_prompts),
         encode_text(clip, vocabulary.object_sentences()),

@@ -99,33 +99,34 @@ def union_boxes(instances: Instances, pairs: Pairs) -> Tensor:
     return torch.cat([torch.minimum(human, obj)[:, :2], torch.maximum(human, obj)[:, 2:]], dim=1)
 
 
-def pair_prior(instances: Instances, pairs: Pairs, valid_verbs: Tensor, power: float) -> Tensor:
-    """[P, C] (s_h s_o)^power on the verbs valid for the detected object, 0 elsewhere (spec §1.8).
+def pair_prior(instances: Instances, pairs: Pairs, valid: Tensor, power: float) -> Tensor:
+    """[P, C] (s_h s_o)^power on the classes valid for the detected object, 0 elsewhere (spec §1.8).
 
-    valid_verbs: [objects, C] bool; seen classes only in zero-shot training, the full table in evaluation.
+    valid: [objects, C] bool; seen classes only in zero-shot training, the full table in evaluation.
     power: 1.0 in training, 2.8 in evaluation.
     """
     image, human, obj = pairs
     strength = (instances.scores[image, human] * instances.scores[image, obj]) ** power  # (P,)
-    return strength[:, None] * valid_verbs[instances.labels[image, obj]]
+    return strength[:, None] * valid[instances.labels[image, obj]]
 
 
 class PairTargets(NamedTuple):
-    """Annotated rows of a batch, flat: image [N] batch index, boxes [N, 4] in the R-frame, verb [N]."""
+    """Annotated rows of a batch, flat: image [N] batch index, boxes [N, 4] in the R-frame, scored class and HOI [N]."""
 
     image: Tensor
     boxes_h: Tensor
     boxes_o: Tensor
-    verb: Tensor
+    label: Tensor
+    hoi: Tensor
 
 
-def assign_labels(instances: Instances, pairs: Pairs, targets: PairTargets, num_verbs: int) -> Tensor:
-    """[P, C] multi-hot labels: pair p carries verb(g) iff min(IoU_h, IoU_o) >= 0.5 in the same image (spec §5.1)."""
+def assign_labels(instances: Instances, pairs: Pairs, targets: PairTargets, num_classes: int) -> Tensor:
+    """[P, C] multi-hot labels: pair p carries the class of g iff min(IoU_h, IoU_o) >= 0.5 in its image (spec §5.1)."""
     image, human, obj = pairs
     iou_h = box_iou(instances.boxes[image, human], targets.boxes_h)  # (P, N)
     iou_o = box_iou(instances.boxes[image, obj], targets.boxes_o)
     match = (torch.minimum(iou_h, iou_o) >= 0.5) & (image[:, None] == targets.image[None])  # (P, N)
-    return (match.to(torch.float32) @ F.one_hot(targets.verb, num_verbs).float()).clamp(max=1.0)
+    return (match.to(torch.float32) @ F.one_hot(targets.label, num_classes).float()).clamp(max=1.0)
 
 
 def pad_pairs(features: Tensor, pairs: Pairs, batch: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lib.data.vocabulary import Vocabulary
 from lib.engine.progress import Progress
 from lib.ezhoi.batches import HoiSamples, collate
+from lib.ezhoi.classes import ScoredClasses
 from lib.ezhoi.model import EzHoi
 from lib.ezhoi.pairs import assign_labels, enumerate_pairs
 from lib.runs import atomic_write
@@ -30,7 +30,7 @@ class PairTable:
     """All N pairs of a split.
 
     frame: one row a pair: `image` index, boxes in pixels of the original image, `object` id, `strength` s_h s_o.
-    features [N, D] and logits [N, C] of the detector; labels [N, C] bool, verbs of the annotated rows that overlap.
+    features [N, D] and logits [N, C] of the detector; labels [N, C] bool, classes of the annotated rows that overlap.
     """
 
     frame: pd.DataFrame
@@ -58,7 +58,6 @@ def predict_pairs(
     """Run the detector over `samples` (no augmentation) and keep every pair."""
     model.eval().to(device)
     verb_text = model.text.verb_text()  # constant in evaluation: computed once
-    num_verbs = verb_text.shape[0]
     frames, features, logits, labels = [], [], [], []
     loader = DataLoader(samples, batch_size, num_workers=workers, collate_fn=collate)
     with Progress("EZ-HOI on pairs", len(samples)) as progress:
@@ -69,7 +68,7 @@ def predict_pairs(
             found = model.pair_features(patch_map, batch.instances, pairs)
             features.append(found.cpu())
             logits.append(model.logits(found, verb_text).cpu())
-            labels.append(assign_labels(batch.instances, pairs, batch.targets, num_verbs).bool().cpu())
+            labels.append(assign_labels(batch.instances, pairs, batch.targets, len(verb_text)).bool().cpu())
             image, human, obj = pairs
             boxes, scores = batch.instances.boxes, batch.instances.scores
             sizes = torch.tensor([samples.dataset[int(i)].size for i in batch.index], device=boxes.device)
@@ -88,15 +87,15 @@ def predict_pairs(
 
 
 def hoi_predictions(
-    frame: pd.DataFrame, logits: np.ndarray | Tensor, vocabulary: Vocabulary, power: float
+    frame: pd.DataFrame, logits: np.ndarray | Tensor, classes: ScoredClasses, power: float
 ) -> pd.DataFrame:
     """Predictions table: one row a (pair, HOI) with score = sigmoid(logit) (s_h s_o)^power (spec §1.8).
 
-    frame: rows of a PairTable; logits [N, C]. A verb counts only where (detected object, verb) is an HOI class.
+    frame: rows of a PairTable; logits [N, C]. A class counts only where it is an HOI with the detected object.
     """
-    hoi = vocabulary.hoi_of[frame["object"].to_numpy()]  # (N, C), -1 where no class
-    pair, verb = np.nonzero(hoi >= 0)
-    scores = torch.as_tensor(logits)[pair, verb].sigmoid().numpy() * frame["strength"].to_numpy()[pair] ** power
+    hoi = classes.hoi_of[frame["object"].to_numpy()]  # (N, C), -1 where no class
+    pair, label = np.nonzero(hoi >= 0)
+    scores = torch.as_tensor(logits)[pair, label].sigmoid().numpy() * frame["strength"].to_numpy()[pair] ** power
     columns = ["image", *BOXES_H, *BOXES_O]
     table = frame[columns].iloc[pair].reset_index(drop=True)
-    return table.assign(hoi=hoi[pair, verb], score=scores.astype(np.float32))
+    return table.assign(hoi=hoi[pair, label], score=scores.astype(np.float32))

@@ -22,14 +22,14 @@ class NonFiniteLoss(RuntimeError):
     """The loss became infinite or not a number."""
 
 
-def training_loss(model: EzHoi, batch: HoiBatch, valid_verbs: Tensor, settings: EzHoiSettings) -> dict[str, Tensor]:
+def training_loss(model: EzHoi, batch: HoiBatch, valid: Tensor, settings: EzHoiSettings) -> dict[str, Tensor]:
     """Named parts of the loss of one batch; `loss` is their sum, the thing to differentiate.
 
-    valid_verbs: [objects, C] affordances of the *seen* HOIs: unseen ones get neither logits nor loss (spec §1.1).
+    valid: [objects, C] affordances of the *seen* HOIs: unseen ones get neither logits nor loss (spec §1.1).
     """
     output = model(batch.images, batch.memory, batch.instances)
-    labels = assign_labels(batch.instances, output.pairs, batch.targets, valid_verbs.shape[1])
-    prior = pair_prior(batch.instances, output.pairs, valid_verbs, power=1.0)
+    labels = assign_labels(batch.instances, output.pairs, batch.targets, valid.shape[1])
+    prior = pair_prior(batch.instances, output.pairs, valid, power=1.0)
     terms = interaction_loss(output.logits.float(), prior, labels, alpha=settings.alpha, gamma=settings.gamma)
     positives = terms["positives"]
     loss = torch.where(positives > 0, terms["sum"] / positives.clamp(min=1), terms["sum"] * 0)
@@ -44,7 +44,7 @@ def training_loss(model: EzHoi, batch: HoiBatch, valid_verbs: Tensor, settings: 
 def train_ezhoi(
     model: EzHoi,
     samples: HoiSamples,
-    valid_verbs: Tensor,
+    valid: Tensor,
     settings: EzHoiSettings,
     folder: Path,
     *,
@@ -56,9 +56,9 @@ def train_ezhoi(
     Returns the mean loss of the first and last epoch and the parameter count. Writes history.jsonl.
     """
     model.to(device)
-    valid_verbs = valid_verbs.to(device)
+    valid = valid.to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=settings.lr_head, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_step, gamma=0.1)
     steps = -(-len(samples) // settings.batch_size)
     checkpoint, epoch_losses = folder / "checkpoint.pt", []
@@ -86,7 +86,7 @@ def train_ezhoi(
             for number, batch in enumerate(_loader(samples, settings, seed, epoch)):
                 batch = batch.to(device)
                 with autocast:
-                    terms = training_loss(model.train(), batch, valid_verbs, settings)
+                    terms = training_loss(model.train(), batch, valid, settings)
                 optimiser.zero_grad(set_to_none=True)
                 terms["loss"].backward()
                 torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)

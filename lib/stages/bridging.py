@@ -32,7 +32,7 @@ from lib.engine.progress import Progress
 from lib.ezhoi.predict import PairTable, hoi_predictions
 from lib.runs import Artifact, Run, atomic_write, fingerprint
 from lib.stages import inputs
-from lib.stages.detector import evaluate, load_ezhoi, seen_training_set
+from lib.stages.detector import classes_of, evaluate, load_ezhoi, seen_training_set
 
 BANKS = ("captions", "adapted")
 
@@ -197,7 +197,7 @@ def comparison(cfg: Config, run: Run) -> Artifact:
         rows = []
         with Progress("bridge variants", 2 * len(HEADLINE) - 1 + len(_ablations(cfg))) as progress:
             for name, variant, facts in _variants(cfg, run, place, depth):
-                table = hoi_predictions(place.test.frame, variant.logits, data.vocabulary, cfg.ezhoi.prior_power)
+                table = hoi_predictions(place.test.frame, variant.logits, classes_of(cfg, data), cfg.ezhoi.prior_power)
                 atomic_write(folder / f"{name}.parquet", lambda stream, table=table: table.to_parquet(stream))
                 fitted = {key: value for key, value in asdict(variant.blend).items()}
                 rows.append({"variant": name, **facts, **fitted, "us_per_pair": 1e6 * variant.seconds_per_pair})

@@ -15,6 +15,7 @@ from lib.data.hico_det import HoiDataset
 from lib.engine.checkpoints import seed_everything
 from lib.evaluation.hico_det import ApResult, hico_det_ap, per_class_table, summarise
 from lib.ezhoi.batches import HoiSamples
+from lib.ezhoi.classes import ScoredClasses, scored_classes
 from lib.ezhoi.frozen_clip import clip_on_crops, clip_on_regions
 from lib.ezhoi.model import EzHoi, build_ezhoi
 from lib.ezhoi.predict import BOXES_H, BOXES_O, PairTable, hoi_predictions, predict_pairs
@@ -48,6 +49,7 @@ def ezhoi(cfg: Config, run: Run) -> Artifact:
             inputs.proposals(cfg, run, seen_data),
             inputs.feature_store(cfg, run, "train"),
             model.size,
+            classes_of(cfg, data),
             augment=cfg.ezhoi,
             seed=cfg.seed,
         )
@@ -66,7 +68,12 @@ def seen_training_set(cfg: Config, run: Run, data: HoiDataset) -> tuple[HoiDatas
     seen = np.setdiff1d(np.arange(data.vocabulary.num_hois), unseen)
     kept = data.without_hois(unseen)
     kept = replace(kept, images=kept.images[: len(kept) - cfg.data.validation_images])
-    return kept, torch.from_numpy(data.vocabulary.valid_verbs(seen))
+    return kept, classes_of(cfg, data).valid(seen)
+
+
+def classes_of(cfg: Config, data: HoiDataset) -> ScoredClasses:
+    """What the run's detector scores: verbs or HOI classes."""
+    return scored_classes(data.vocabulary, cfg.ezhoi.classes)
 
 
 def fit_set(cfg: Config, run: Run, data: HoiDataset) -> HoiDataset:
@@ -106,7 +113,13 @@ def pairs(cfg: Config, run: Run, which: str) -> Artifact:
         data = inputs.dataset(cfg, run, split)
         data = fit_set(cfg, run, data) if which == "fit" else data
         model = load_ezhoi(cfg, run)
-        samples = HoiSamples(data, inputs.proposals(cfg, run, data), inputs.feature_store(cfg, run, split), model.size)
+        samples = HoiSamples(
+            data,
+            inputs.proposals(cfg, run, data),
+            inputs.feature_store(cfg, run, split),
+            model.size,
+            classes_of(cfg, data),
+        )
         table = predict_pairs(model, samples, batch_size=32, workers=cfg.ezhoi.workers, device=inputs.device(cfg))
         table.save(folder)
         return {"images": len(data), "pairs": len(table.frame)}
@@ -125,7 +138,7 @@ def frozen_clip(cfg: Config, run: Run, kind: str) -> Artifact:
         frame = PairTable.load(parents[0].path).frame
         data = inputs.dataset(cfg, run, "test")
         logits = BASELINES[kind](inputs.clip_model(cfg, run), data, frame, cfg.clip.batch_size)
-        predictions = hoi_predictions(frame, logits, data.vocabulary, cfg.ezhoi.prior_power)
+        predictions = hoi_predictions(frame, logits, scored_classes(data.vocabulary), cfg.ezhoi.prior_power)
         atomic_write(folder / "predictions.parquet", lambda stream: predictions.to_parquet(stream))
         return {"pairs": len(frame)}
 
@@ -189,5 +202,5 @@ def _baseline_predictions(run: Run, kind: str) -> pd.DataFrame:
 
 def _detector_predictions(cfg: Config, run: Run) -> pd.DataFrame:
     table = PairTable.load(run.existing("pairs/test").path)
-    vocabulary = inputs.dataset(cfg, run, "test").vocabulary
-    return hoi_predictions(table.frame, table.logits, vocabulary, cfg.ezhoi.prior_power)
+    classes = classes_of(cfg, inputs.dataset(cfg, run, "test"))
+    return hoi_predictions(table.frame, table.logits, classes, cfg.ezhoi.prior_power)

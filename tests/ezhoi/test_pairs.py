@@ -57,16 +57,22 @@ def test_labels_need_both_boxes_in_the_same_image():
     items = [(torch.tensor([human, obj, half]), torch.ones(3), torch.tensor([0, 1, 1]), 1)] * 2
     found = Instances.collate(items)
     targets = PairTargets(
-        torch.tensor([0, 0]), torch.tensor([human, human]), torch.tensor([obj, obj]), torch.tensor([1, 3])
+        torch.tensor([0, 0]),
+        torch.tensor([human, human]),
+        torch.tensor([obj, obj]),
+        torch.tensor([1, 3]),
+        torch.tensor([1, 3]),
     )
-    labels = assign_labels(found, enumerate_pairs(found), targets, num_verbs=4)
+    labels = assign_labels(found, enumerate_pairs(found), targets, num_classes=4)
     assert labels.tolist() == [[0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_half_overlap_is_positive_in_training():
     human, obj = [0.0, 0, 10, 10], [0.0, 0, 10, 20]  # IoU(human, object box) = 0.5 exactly
     found = Instances.collate([(torch.tensor([human, obj]), torch.ones(2), torch.tensor([0, 1]), 1)])
-    targets = PairTargets(torch.tensor([0]), torch.tensor([human]), torch.tensor([human]), torch.tensor([0]))
+    targets = PairTargets(
+        torch.tensor([0]), torch.tensor([human]), torch.tensor([human]), torch.tensor([0]), torch.tensor([0])
+    )
     assert assign_labels(found, enumerate_pairs(found), targets, 1).item() == 1
 
 

@@ -24,13 +24,15 @@ from lib.ezhoi.batches import (
     crop_window,
     mirror,
 )
+from lib.ezhoi.classes import scored_classes
 from lib.ezhoi.model import build_ezhoi
 from lib.ezhoi.predict import PairTable, hoi_predictions, predict_pairs
 from lib.features.extract import extract_features
 from lib.features.store import FeatureStore
 
 VOCABULARY = Vocabulary(("person", "ball", "kite"), ("hold", "throw"), np.array([1, 1, 2]), np.array([0, 1, 0]))
-VALID = torch.from_numpy(VOCABULARY.valid_verbs())
+CLASSES = scored_classes(VOCABULARY)
+VALID = CLASSES.valid()
 SETTINGS = EzHoiSettings(epochs=2, batch_size=4, text_prompts="prefix", log_every=1)
 
 
@@ -70,7 +72,7 @@ def world(tmp_path_factory, clip):
 
 def samples(world, clip, augment=SETTINGS):
     data, proposals, store = world
-    return HoiSamples(data, proposals, store, clip.spec.image_size, augment=augment, seed=7)
+    return HoiSamples(data, proposals, store, clip.spec.image_size, CLASSES, augment=augment, seed=7)
 
 
 def model(clip):
@@ -119,8 +121,10 @@ def test_unseen_entries_get_no_gradient(clip, world):
     data, proposals, store = world
     balls = [i for i in range(10) if i % 3 != 2]
     part = replace(data, images=tuple(data[i] for i in balls))
-    batch = collate([HoiSamples(part, [proposals[i] for i in balls], store, clip.spec.image_size)[i] for i in range(4)])
-    terms = training.training_loss(built, batch, torch.from_numpy(VOCABULARY.valid_verbs([2])), SETTINGS)
+    batch = collate(
+        [HoiSamples(part, [proposals[i] for i in balls], store, clip.spec.image_size, CLASSES)[i] for i in range(4)]
+    )
+    terms = training.training_loss(built, batch, CLASSES.valid([2]), SETTINGS)
     terms["loss"].backward()
     assert terms["positives"] == 0 and terms["loss"] == 0
     assert all(p.grad is None or not p.grad.any() for p in built.parameters())
@@ -150,7 +154,7 @@ def test_flip_and_crop_keep_boxes_on_their_things(clip, world):
     for epoch in range(4):
         augmented.epoch = epoch
         for i in range(10):
-            _, pixels, _, _, (_, boxes_o, _) = augmented[i]
+            _, pixels, _, _, (_, boxes_o, *_) = augmented[i]
             for x1, y1, x2, y2 in boxes_o.round().int().tolist():
                 if x2 - x1 > 4 and y2 - y1 > 4:
                     inside = pixels[:, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].mean((1, 2)) * std + mean
@@ -184,14 +188,18 @@ def test_crop_windows_follow_the_published_sizes():
 def test_predictions_are_pairs_times_valid_classes(tmp_path, clip, world):
     data, proposals, store = world
     table = predict_pairs(
-        model(clip), HoiSamples(data, proposals, store, clip.spec.image_size), batch_size=3, workers=0, device="cpu"
+        model(clip),
+        HoiSamples(data, proposals, store, clip.spec.image_size, CLASSES),
+        batch_size=3,
+        workers=0,
+        device="cpu",
     )
     assert len(table.frame) == 10 * 2  # one human, two other boxes
     assert table.labels.sum() == 10
     table.save(tmp_path)
     again = PairTable.load(tmp_path)
     assert again.frame.equals(table.frame) and np.array_equal(again.features, table.features)
-    predictions = hoi_predictions(table.frame, table.logits, VOCABULARY, power=2.8)
+    predictions = hoi_predictions(table.frame, table.logits, CLASSES, power=2.8)
     per_pair = np.where(table.frame["object"] == 1, 2, 1)
     assert len(predictions) == per_pair.sum()
     row = predictions.iloc[0]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +15,17 @@ from lib.bridge.released import load_released, public_buffers
 from lib.bridge.samplers import reference_grid, sphere_ddim
 from lib.bridge.unet1d import Unet1d
 
-ROOT = Path(__file__).parents[2]
-DEFAULT = ":".join(str(ROOT.parent / "shared" / "data" / name) for name in ("parity", "parity_bridge_defr"))
-FOLDERS = [Path(folder) for folder in os.environ.get("HOI_PARITY_DATA", DEFAULT).split(":")]
-DATA = next((folder for folder in FOLDERS if (folder / "bridge_unet1d.npz").is_file()), None)
-pytestmark = pytest.mark.skipif(
-    DATA is None, reason="no folder with bridge_unet1d.npz; set HOI_PARITY_DATA to the folders of parity data"
-)
+from .recipe import QUICK, draw, folder_with, needs, seed
 
-SEED = 1
-NETS = {"full": {"dim": 512}, "quick": {"dim": 64, "base": 8, "mults": (1, 2)}}
+DATA = folder_with("bridge_unet1d.npz")
+pytestmark = needs("bridge_unet1d.npz")
+
+NETS = {"full": {"dim": 512}, "quick": QUICK}
 
 
 def recipe(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Weights from a key's name, as the parity set defines them."""
-    x = np.random.Generator(np.random.PCG64(zlib.crc32(f"{SEED}:{key}".encode()))).standard_normal(shape, np.float32)
-    if key.endswith(".g"):
-        x = 1 + np.float32(0.1) * x
-    elif len(shape) >= 2:
-        x *= np.float32(1 / np.sqrt(np.prod(shape[1:])))
-    elif key.endswith(".weight") or shape == ():
-        x = 1 + np.float32(0.1) * x
-    else:
-        x = np.float32(0.1) * x
-    return torch.from_numpy(np.asarray(x, np.float32))
+    """Weights from a key's name and the folder's seed, as the parity set defines them."""
+    return draw(key, shape, seed(DATA))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +49,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, **tolerance: float) -> No
 
 def test_recipe_generates_the_reference_weights() -> None:
     for row in json.loads((DATA / "recipe_check.json").read_text())["rows"]:
-        values = recipe(row["key"], tuple(row["shape"])).flatten()
+        values = draw(row["key"], tuple(row["shape"]), row.get("seed", seed(DATA))).flatten()
         torch.testing.assert_close(values[: len(row["first"])], torch.tensor(row["first"]))
         assert float(values.double().sum()) == pytest.approx(row["sum"], rel=1e-6)
 

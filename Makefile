@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 CONFIG ?= configs/tiny.yaml
 RUN    ?= runs/demo
 SET    ?=
+SWEEP  ?= configs/sweeps/ezhoi_text.yaml
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab run params runs report lint format clean-notebooks tiny-weights
+.PHONY: help setup demo test lab run sweep params runs report lint format clean-notebooks tiny-weights
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -33,6 +34,9 @@ lab: setup      ## open JupyterLab on the notebooks
 
 run: setup      ## run notebooks headlessly: CONFIG=configs/x.yaml RUN=runs/x SET="ezhoi.epochs=3 --notebooks 02-04"
 	$(BIN)/python -m lib.engine.batch run $(CONFIG) --run $(RUN) $(SET)
+
+sweep: setup    ## many runs and a table over seeds: SWEEP=configs/sweeps/ezhoi_text.yaml SET="--jobs 2"
+	$(BIN)/python -m lib.stages.sweep $(SWEEP) $(SET)
 
 params: setup   ## print every setting with type, default and help
 	$(BIN)/python -m lib.config

@@ -38,7 +38,7 @@ class DataSettings:
     """Annotations and images in HICO-DET's layout."""
 
     root: str = ""  # folder of instances_{train,test}2015.json; empty = render the stick world into the run
-    images: str = "hico_20160224_det/images/{split}2015"  # image folder below root
+    images: str = ""  # image folder below root, may hold {split}; empty = the data set's own layout
     zero_shot: str = "unseen_verb"  # default | unseen_verb | unseen_object | rare_first | non_rare_first | uc0-4
     kind: str = "hico"  # annotation format: hico (instances_*.json) | vcoco (instances_vcoco_*.json)
     descriptions: str = ""  # description file of the HOI classes; empty = written from a template
@@ -137,6 +137,7 @@ class EzHoiSettings:
     bridge: str = ""  # folder of a trained bridge that pair features pass during training; empty = none
     bridge_grad: str = "straight_through"  # none (as the public fork: only the scale learns) | straight_through | full
     bridge_steps: list[int] = field(default_factory=list)  # its evaluations in epoch 1, 2, ...; the last one repeats
+    bridge_eval: str = "same"  # the bridge in evaluation: same (as in training) | none | folder of another one
 
     # inference
     prior_power: float = 2.8  # hyper_lambda, power of the detector scores in evaluation (1 in training)
@@ -176,6 +177,7 @@ class BridgeSettings:
     denoiser: str = "mlp"  # mlp (preconditioned residual MLP) | unet1d (the public network, 25x dearer)
     width: int = 1024  # hidden width of the mlp, >= 2; twice the embedding dimension is a good start
     depth: int = 3  # residual blocks of the mlp, >= 1
+    variant: str = "sphere"  # states it learns: sphere (direction only, the public recipe) | vp (with their length)
 
     # training
     steps: int = 20_000  # optimiser steps, >= 1
@@ -186,12 +188,14 @@ class BridgeSettings:
     held_out: float = 0.02  # share of distinct texts kept for the validation loss, 0 (none) to below 1
     log_every: int = 100  # steps between two lines of the loss history
     validate_every: int = 1000  # steps between two validation losses and checkpoints
+    precision: str = "float32"  # arithmetic of the network in training: float32 | bfloat16 (weights stay float32)
+    student_pairs: int = 50_000  # inputs walked by the teacher for a one-evaluation student, >= 2
 
     # walking the bridge: entry depth and number of evaluations are two different things (§4.2)
     entry_step: int = 600  # M: the feature enters as the state of timestep M-1; 1 to 1000; 50-100 changes least
     num_steps: int = 6  # S: network evaluations, 1 to entry_step; the public program's "600" is M, its S is 5
-    solver: str = "sphere_2m"  # sphere_2m (second order, tau grid) | reference (public loop, uniform grid)
-    last_step: int = 20  # last timestep sphere_2m evaluates: 20 for 5-8 evaluations, 5 from 10 up, 0 for parity
+    solver: str = "sphere_2m"  # sphere_2m | reference (public loop) | public (with its rounding) | dpm_2m | ddim | student
+    last_step: int = 20  # last timestep sphere_2m and dpm_2m evaluate: 20 for 5-8 evaluations, 5 from 10 up
 
     # use in a detector
     allow_text_space_mismatch: bool = False  # true runs a bridge of another text space on purpose ("wrong order")

@@ -21,12 +21,12 @@ from lib.bridge.architectures import architecture_of, build_denoiser
 from lib.bridge.bundle import Bridge
 from lib.bridge.denoisers import PrototypeDenoiser
 from lib.bridge.diffusion import Schedule, bucket_losses, denoising_loss
-from lib.bridge.ema import Ema
 from lib.bridge.geometry import Geometry
 from lib.bridge.samplers import check_sampler
 from lib.bridge.text_bank import TextBank, text_mean
 from lib.config import BridgeSettings
 from lib.engine.checkpoints import load_checkpoint, save_checkpoint
+from lib.engine.ema import Ema
 from lib.runs import append_jsonl, fingerprint, read_jsonl, write_text
 
 Progress = Callable[[int, int, dict[str, float]], None]

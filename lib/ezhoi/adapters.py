@@ -72,13 +72,22 @@ class BottleneckAdapter(nn.Module):
         nn.init.zeros_(self.up_proj_mem.weight)
         nn.init.zeros_(self.up_proj_mem.bias)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
-        """x [B, Q, dim]; memory [B, M, memory_dim] in external mode; padding [B, Q] True where x is empty."""
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        padding: Tensor | None = None,
+        memory_padding: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, Q, dim] with padding [B, Q]; memory [B, M, memory_dim] with memory_padding in external mode.
+
+        Paddings are boolean, True where a slot is empty (the public program adds a float mask there, quirk Q6).
+        """
         down = self.down_proj_mem(x)  # (B, Q, 64)
         if self.down_proj_prior is None:
             memory, memory_padding = down, padding
         else:
-            memory, memory_padding = self.down_proj_prior(memory), None
+            memory = self.down_proj_prior(memory)
         t = self.mhsa_layers[0](down.relu(), memory, memory_padding, padding)
         return x + self.up_proj_mem(t)
 

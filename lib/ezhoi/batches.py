@@ -1,19 +1,24 @@
 """Images, proposals, CLIP memory and annotated rows as training and evaluation batches (spec ez-hoi.md §1.2).
 
 Every image is squashed to the square CLIP frame with ImageNet statistics (quirk Q4, kept: adapters were trained so).
-Proposals come from the detections table, so they follow the same flip and crop as the pixels (a documented deviation
-from running DETR on the augmented image; clip-features-and-detr.md §11). Colour jitter acts on the R x R image.
+Proposals come from the detections table and follow the same flip and crop as the pixels (a documented deviation from
+running DETR on the augmented image; clip-features-and-detr.md §11), or from a live detector, for which a sample then
+carries a second view. Colour jitter acts on the R x R image, where it is cheap; on the whole image if there are two
+views. A crop keeps the annotated rows of which both boxes are still there (the public program compares the wrong
+corners and forgets the HOI ids, quirk Q9).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.ops.boxes import box_area
 from torchvision.transforms import functional as TF
@@ -27,89 +32,172 @@ from lib.ezhoi.classes import ScoredClasses
 from lib.ezhoi.pairs import Instances, PairTargets
 from lib.features.store import FeatureStore
 
+KEPT_BYTES = 256 * 2**20  # decoded images stay in memory if all of them fit into this
+
+View = Callable[[Image.Image, np.random.Generator | None], Tensor]  # image, random stream in training -> [3, h, w]
+
+
+class Views(NamedTuple):
+    """Images as a detector takes them: pixels [B, 3, h, w], zero-padded; valid [B, h, w] bool, False on padding."""
+
+    pixels: Tensor
+    valid: Tensor
+
+
+class HoiSample(NamedTuple):
+    """One image: image [3, R, R], memory [L, D], (boxes, scores, labels, n_human) of its proposals, (boxes_h, boxes_o,
+    class, HOI) of its rows, and what a live detector looks at."""
+
+    index: int
+    image: Tensor
+    memory: Tensor
+    instances: tuple[Tensor, Tensor, Tensor, int]
+    targets: tuple[Tensor, Tensor, Tensor, Tensor]
+    view: Tensor | None = None
+
 
 @dataclass
 class HoiBatch:
-    """index [B] into the data set; images [B, 3, R, R]; memory [B, L, D]; instances and targets in the R-frame."""
+    """index [B] into the data set; images [B, 3, R, R]; memory [B, L, D]; instances and targets in the R-frame.
+
+    views: what a live detector looks at, None with cached detections.
+    """
 
     index: Tensor
     images: Tensor
     memory: Tensor
     instances: Instances
     targets: PairTargets
+    views: Views | None = None
 
     def to(self, device: torch.device | str) -> HoiBatch:
-        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> HoiBatch:
+        """For the data loader: page-locked copies."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> HoiBatch:
+        instances = {field.name: change(getattr(self.instances, field.name)) for field in fields(Instances)}
+        views = None if self.views is None else Views(*map(change, self.views))
         return HoiBatch(
-            self.index, move(self.images), move(self.memory), self.instances.to(device),
-            PairTargets(*map(move, self.targets)),
+            self.index, change(self.images), change(self.memory), replace(self.instances, **instances),
+            PairTargets(*map(change, self.targets)), views,
         )  # fmt: skip
 
 
 class HoiSamples(Dataset):
     """Samples of a HoiDataset. Item i of epoch e is a pure function of (seed, e, i), whatever the worker count.
 
-    proposals: one an image of `dataset`, boxes as fractions of width and height. store: patch tokens, found by file
-    name. classes: what gets a logit. augment: None in evaluation.
+    proposals: one an image of `dataset`, boxes as fractions of width and height; None where a live detector finds them.
+    store: patch tokens, found by file name. classes: what gets a logit. augment: None in evaluation. detector_view:
+    makes the tensor of a live detector.
     """
 
     def __init__(
         self,
         dataset: HoiDataset,
-        proposals: Sequence[Proposals],
+        proposals: Sequence[Proposals] | None,
         store: FeatureStore,
         size: int,
         classes: ScoredClasses,
         augment: EzHoiSettings | None = None,
         seed: int = 0,
+        detector_view: View | None = None,
     ) -> None:
-        if len(proposals) != len(dataset):
+        if proposals is None and detector_view is None:
+            raise ValueError("found neither proposals nor a detector_view, expected one of them")
+        if proposals is not None and len(proposals) != len(dataset):
             raise ValueError(f"found {len(proposals)} proposals, expected one an image of {len(dataset)}")
         self.dataset, self.proposals, self.store = dataset, proposals, store
         self.rows = store.ids([image.name for image in dataset.images])
         self.class_of_hoi = torch.from_numpy(classes.of_hoi)
         self.size, self.augment, self.seed, self.epoch = size, augment, seed, 0
+        self.detector_view = detector_view
+        keep = sum(3 * image.size[0] * image.size[1] for image in dataset.images) <= KEPT_BYTES
+        self._decoded: dict[int, Image.Image] | None = {} if keep else None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple:
-        record, proposals = self.dataset[index], self.proposals[index]
+    def __getitem__(self, index: int) -> HoiSample:
+        record, augment = self.dataset[index], self.augment
+        proposals = NO_PROPOSALS if self.proposals is None else self.proposals[index]
         boxes_h, boxes_o = (as_fractions(boxes, record.size) for boxes in (record.boxes_h, record.boxes_o))
         hoi = torch.from_numpy(record.hoi)
-        image = read_image(record.path)
-        if self.augment is not None:
+        image, rng = self._image(index), None
+        if augment is not None:
             rng = np.random.default_rng([self.seed, self.epoch, index])
-            if rng.random() < self.augment.flip:
+            if rng.random() < augment.flip:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
                 boxes_h, boxes_o = mirror(boxes_h), mirror(boxes_o)
                 proposals = proposals._replace(boxes=mirror(proposals.boxes))
-            if rng.random() < self.augment.crop:
+            if rng.random() < augment.crop:
                 window = crop_window(record.size, rng)  # (4,) fractions
                 image = image.crop(tuple((window * torch.tensor(record.size * 2)).round().int().tolist()))
                 boxes_h, boxes_o = clip_to(boxes_h, window), clip_to(boxes_o, window)
                 kept = (box_area(boxes_h) > 0) & (box_area(boxes_o) > 0)
                 boxes_h, boxes_o, hoi = boxes_h[kept], boxes_o[kept], hoi[kept]
                 proposals = crop_proposals(proposals, window)
-        image = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
-        if self.augment is not None and self.augment.jitter:
-            image = _jitter(image, self.augment.jitter, rng)
-        pixels = TF.normalize(TF.to_tensor(image), IMAGENET_MEAN, IMAGENET_STD)
-        memory = torch.nn.functional.normalize(self.store[self.rows[index]][0], dim=-1)
+        if self.detector_view is None:
+            view, image = None, self._jittered(self._squashed(image), rng)  # fewer pixels to jitter
+        else:
+            image = self._jittered(image, rng)
+            view, image = self.detector_view(image, rng), self._squashed(image)
+        memory = F.normalize(self.store[self.rows[index]][0], dim=-1)
         instances = (proposals.boxes * self.size, proposals.scores, proposals.labels, proposals.n_human)
         targets = (boxes_h * self.size, boxes_o * self.size, self.class_of_hoi[hoi], hoi)
-        return index, pixels, memory, instances, targets
+        return HoiSample(index, as_pixels(image), memory, instances, targets, view)
+
+    def _image(self, index: int) -> Image.Image:
+        if self._decoded is None:
+            return read_image(self.dataset[index].path).convert("RGB")
+        if index not in self._decoded:
+            self._decoded[index] = read_image(self.dataset[index].path).convert("RGB")
+        return self._decoded[index]
+
+    def _squashed(self, image: Image.Image) -> Image.Image:
+        return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+
+    def _jittered(self, image: Image.Image, rng: np.random.Generator | None) -> Image.Image:
+        if rng is None or not self.augment.jitter:
+            return image
+        return jitter(image, self.augment.jitter, rng)
 
 
-def collate(samples: list[tuple]) -> HoiBatch:
-    """Stack images and memory, pad instances, concatenate targets."""
-    index, pixels, memory, instances, targets = zip(*samples, strict=True)
+NO_PROPOSALS = Proposals(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), 0)
+
+
+def collate(samples: list[HoiSample]) -> HoiBatch:
+    """Stack images and memory, pad instances and detector views, concatenate targets."""
+    index, images, memory, instances, targets, views = zip(*samples, strict=True)
     boxes_h, boxes_o, labels, hois = zip(*targets, strict=True)
     owner = torch.repeat_interleave(torch.arange(len(hois)), torch.tensor([len(ids) for ids in hois]))
     return HoiBatch(
-        torch.tensor(index), torch.stack(pixels), torch.stack(memory), Instances.collate(list(instances)),
+        torch.tensor(index), torch.stack(images), torch.stack(memory), Instances.collate(list(instances)),
         PairTargets(owner, *map(torch.cat, (boxes_h, boxes_o, labels, hois))),
+        None if views[0] is None else pad_views(views),
     )  # fmt: skip
+
+
+def pad_views(views: Sequence[Tensor]) -> Views:
+    """Images [3, h, w] of any sizes -> one zero-padded batch with its mask."""
+    height, width = (max(view.shape[axis] for view in views) for axis in (1, 2))
+    pixels = torch.zeros(len(views), 3, height, width)
+    valid = torch.zeros(len(views), height, width, dtype=torch.bool)
+    for slot, view in enumerate(views):
+        pixels[slot, :, : view.shape[1], : view.shape[2]] = view
+        valid[slot, : view.shape[1], : view.shape[2]] = True
+    return Views(pixels, valid)
+
+
+_MEAN, _STD = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+
+def as_pixels(image: Image.Image) -> Tensor:
+    """[3, H, W] of an RGB image with ImageNet mean and std; in place, so half the time of torchvision's two steps."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return pixels.float().div_(255).sub_(_MEAN).div_(_STD)
 
 
 def as_fractions(boxes: np.ndarray | Tensor, size: tuple[int, int]) -> Tensor:
@@ -144,7 +232,7 @@ def crop_proposals(proposals: Proposals, window: Tensor) -> Proposals:
     return Proposals(boxes[kept], proposals.scores[kept], proposals.labels[kept], n_human)
 
 
-def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+def jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     """Brightness, contrast and saturation by factors in 1 +- strength, in random order."""
     changes = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation]
     for which in rng.permutation(3):

@@ -30,3 +30,26 @@ def interaction_loss(
     keep = prior > 0
     terms = focal_terms(fuse_prior(logits[keep], prior[keep]), labels[keep], alpha, gamma)
     return {"sum": terms.sum() + 0.0 * logits.sum(), "positives": labels[keep].sum()}
+
+
+def semantic_relation_loss(text: Tensor, descriptions: Tensor, seen: Tensor, unseen: Tensor) -> Tensor:
+    """Keeps the learnt class texts as similar to each other as their descriptions are (spec ez-hoi.md §5.3).
+
+    text, descriptions: [K, D]. seen, unseen: [K] bool, rows that take part. Mean of KL(R(T), R(H)) over the seen rows,
+    the unseen rows and both together, R being the matrix of cosines; the seen rows alone where no row is unseen.
+    """
+    groups = [seen]
+    if unseen.any():
+        groups += [unseen, seen | unseen]
+    return torch.stack([_relation_kl(text[rows], descriptions[rows]) for rows in groups]).mean()
+
+
+def _relation_kl(text: Tensor, descriptions: Tensor, temperature: float = 0.1) -> Tensor:
+    """KL of the row-wise softmax of two cosine matrices, averaged over their entries; 0 for no row."""
+    if not len(text):
+        return text.sum()
+    p, q = (
+        (F.normalize(rows, dim=-1) @ F.normalize(rows, dim=-1).T / temperature).log_softmax(dim=1)
+        for rows in (text, descriptions)
+    )
+    return (q.exp() * (q - p)).mean()

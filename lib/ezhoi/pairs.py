@@ -71,14 +71,18 @@ def enumerate_pairs(instances: Instances) -> Pairs:
     return Pairs(*grid.nonzero(as_tuple=True))
 
 
-def prior_tokens(instances: Instances, object_text: Tensor, size: int) -> Tensor:
-    """[B, n, D+5] instance tokens: score, box / R, CLIP text feature of the label (spec §1.6, `prior_type=cbe`).
+def prior_tokens(instances: Instances, object_text: Tensor, size: int, parts: str = "cbe") -> Tensor:
+    """[B, n, D+5] instance tokens: confidence, box / R, CLIP text feature of the label (spec §1.6, `prior_type`).
 
-    object_text: [objects + 1, D] un-normalised features of `a photo of a <object>`. Empty slots are zero.
+    object_text: [objects + 1, D] un-normalised features of `a photo of a <object>`. parts: which of c, b, e to keep.
+    Empty slots are zero.
     """
-    tokens = torch.cat(
-        [instances.scores[..., None], instances.boxes / size, object_text[instances.labels]], dim=-1
-    )  # (B, n, 5 + D)
+    available = {
+        "c": lambda: instances.scores[..., None],
+        "b": lambda: instances.boxes / size,
+        "e": lambda: object_text[instances.labels],
+    }
+    tokens = torch.cat([available[part]() for part in parts], dim=-1)  # (B, n, up to 1 + 4 + D)
     slots = torch.arange(tokens.shape[1], device=tokens.device)
     return tokens * (slots[None] < instances.count[:, None])[..., None]
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from lib.engine.progress import Progress
 from lib.ezhoi.batches import HoiSamples, collate
+from lib.ezhoi.bridged import FeatureBridge, bridged_logits
 from lib.ezhoi.classes import ScoredClasses
 from lib.ezhoi.model import EzHoi
 from lib.ezhoi.pairs import assign_labels, enumerate_pairs
@@ -53,11 +54,21 @@ class PairTable:
 
 @torch.inference_mode()
 def predict_pairs(
-    model: EzHoi, samples: HoiSamples, *, batch_size: int, workers: int, device: torch.device | str
+    model: EzHoi,
+    samples: HoiSamples,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device | str,
+    bridge: FeatureBridge | None = None,
 ) -> PairTable:
-    """Run the detector over `samples` (no augmentation) and keep every pair."""
+    """Run the detector over `samples` (no augmentation) and keep every pair.
+
+    bridge: what a detector trained with a bridge passes its features through; the raw ones are kept all the same.
+    """
     model.eval().to(device)
-    verb_text = model.text.verb_text()  # constant in evaluation: computed once
+    rows = model.text()  # constant in evaluation: computed once
+    class_text = model.text.class_text(rows)
     frames, features, logits, labels = [], [], [], []
     loader = DataLoader(samples, batch_size, num_workers=workers, collate_fn=collate)
     with Progress("EZ-HOI on pairs", len(samples)) as progress:
@@ -67,8 +78,12 @@ def predict_pairs(
             pairs = enumerate_pairs(batch.instances)
             found = model.pair_features(patch_map, batch.instances, pairs)
             features.append(found.cpu())
-            logits.append(model.logits(found, verb_text).cpu())
-            labels.append(assign_labels(batch.instances, pairs, batch.targets, len(verb_text)).bool().cpu())
+            if bridge is None or not len(found):
+                logits.append(model.logits(found, class_text).cpu())
+            else:
+                scale = model.logit_scale_HO
+                logits.append(bridged_logits(found, rows, model.text.average, scale, bridge, "none").cpu())
+            labels.append(assign_labels(batch.instances, pairs, batch.targets, len(class_text)).bool().cpu())
             image, human, obj = pairs
             boxes, scores = batch.instances.boxes, batch.instances.scores
             sizes = torch.tensor([samples.dataset[int(i)].size for i in batch.index], device=boxes.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,15 +13,14 @@ from lib.ezhoi.adapters import InstanceAdapter
 class AdaptedVision(nn.Module):
     """Runs an open_clip ViT block by block. The tower is held outside the module tree: it is never trained or saved.
 
-    tower: frozen open_clip VisionTransformer. adapters: one a layer, before its attention; empty = none.
+    tower: frozen open_clip VisionTransformer. layers: indices of the blocks that get an adapter before their attention.
     """
 
-    def __init__(self, tower: nn.Module, gain_init: float, enabled: bool = True) -> None:
+    def __init__(self, tower: nn.Module, gain_init: float, layers: Sequence[int]) -> None:
         super().__init__()
         self._tower = [tower]
-        width, layers = tower.class_embedding.shape[0], len(tower.transformer.resblocks)
-        count = layers if enabled else 0
-        self.adaptermlp = nn.ModuleList(InstanceAdapter(width, gain_init) for _ in range(count))
+        width = tower.class_embedding.shape[0]
+        self.adaptermlp = nn.ModuleDict({str(layer): InstanceAdapter(width, gain_init) for layer in layers})
 
     @property
     def tower(self) -> nn.Module:
@@ -42,9 +43,20 @@ class AdaptedVision(nn.Module):
         for index, block in enumerate(tower.transformer.resblocks):
             if prompts is not None and 0 < index < len(prompts):
                 x = torch.cat([x[:, : 1 + patches], prompts[index]], dim=1)
-            if self.adaptermlp:
-                x = self.adaptermlp[index](x, prior, prior_padding)
+            if str(index) in self.adaptermlp:
+                x = self.adaptermlp[str(index)](x, prior, prior_padding)
             x = block(x)
         x = tower.ln_post(x[:, 1 : 1 + patches]) @ tower.proj  # (B, L, D)
         grid_h, grid_w = tower.grid_size
         return x.transpose(1, 2).reshape(batch, -1, grid_h, grid_w)
+
+
+def adapter_layers(position: str, layers: int) -> range:
+    """Blocks with an instance adapter (`--adapter_pos`): all | front (first half) | end (second half) | last | none."""
+    choices = {
+        "all": range(layers), "front": range(layers // 2), "end": range(layers // 2, layers),
+        "last": range(layers - 1, layers), "none": range(0),
+    }  # fmt: skip
+    if position not in choices:
+        raise ValueError(f"ezhoi.instance_adapters: found {position!r}, expected one of {', '.join(choices)}")
+    return choices[position]

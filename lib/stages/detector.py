@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
 
+from lib.bridge.bundle import Bridge, check_compatible
+from lib.bridge.geometry import modality_mean
 from lib.config import Config
 from lib.data.hico_det import HoiDataset
 from lib.engine.checkpoints import seed_everything
@@ -17,14 +18,16 @@ from lib.evaluation.hico_det import ApResult, hico_det_ap, per_class_table, summ
 from lib.ezhoi.batches import HoiSamples
 from lib.ezhoi.classes import ScoredClasses, scored_classes
 from lib.ezhoi.frozen_clip import clip_on_crops, clip_on_regions
+from lib.ezhoi.live_detector import DetectorView, LiveDetector, build_live_detector
 from lib.ezhoi.model import EzHoi, build_ezhoi
 from lib.ezhoi.predict import BOXES_H, BOXES_O, PairTable, hoi_predictions, predict_pairs
 from lib.ezhoi.train import train_ezhoi
-from lib.runs import Artifact, Run, atomic_write, fingerprint, write_json
+from lib.ezhoi.weights import WEIGHTS, load_model_weights, save_model
+from lib.runs import Artifact, Run, atomic_write, file_sha256, fingerprint
 from lib.stages import inputs
 
 # settings of the ezhoi section that do not change the trained weights
-_NOT_SHAPING = {"workers", "log_every", "prior_power"}
+_NOT_SHAPING = {"workers", "log_every", "prior_power", "bridge_eval", "bridge", "init_from"}
 
 
 def ezhoi(cfg: Config, run: Run) -> Artifact:
@@ -39,27 +42,92 @@ def ezhoi(cfg: Config, run: Run) -> Artifact:
         "proposals": inputs.proposal_rule(cfg),
     }
     settings["validation_images"] = cfg.data.validation_images
-    settings["descriptions"] = fingerprint("descriptions", inputs.descriptions(cfg, run, data))
+    unseen = inputs.unseen(cfg, run)
+    settings["texts"] = fingerprint("texts", asdict(inputs.class_texts(cfg, run, data, unseen)))
+
+    if cfg.ezhoi.bridge:
+        parents.append(file_sha256(Path(cfg.ezhoi.bridge) / "bridge.json"))
+        settings["bridge"] = {"center": cfg.bridge.center, "entry_step": cfg.bridge.entry_step}
+    if cfg.ezhoi.init_from:
+        parents.append(file_sha256(Path(cfg.ezhoi.init_from) / WEIGHTS))
 
     def make(folder: Path) -> dict:
         seen_data, valid = seen_training_set(cfg, run, data)
         model = new_model(cfg, run, data)
+        bridge = training_bridge(cfg, run, model, seen_data)
+        live = _live_detector(cfg, run, data) if cfg.ezhoi.detections == "live" else None
         samples = HoiSamples(
             seen_data,
-            inputs.proposals(cfg, run, seen_data),
+            None if live else inputs.proposals(cfg, run, seen_data),
             inputs.feature_store(cfg, run, "train"),
             model.size,
             classes_of(cfg, data),
             augment=cfg.ezhoi,
             seed=cfg.seed,
+            detector_view=DetectorView.of(live.detr) if live else None,
         )
-        info = train_ezhoi(model, samples, valid, cfg.ezhoi, folder, seed=cfg.seed, device=inputs.device(cfg))
-        blob = save({name: value.cpu().contiguous() for name, value in model.state_dict().items()})
-        atomic_write(folder / "model.safetensors", lambda stream: stream.write(blob))
-        write_json(folder / "model.json", {"settings": settings, "rows": model.text.rows, "images": len(seen_data)})
-        return info
+        info = train_ezhoi(
+            model, samples, valid, cfg.ezhoi, folder,
+            seed=cfg.seed, device=inputs.device(cfg), detector=live, bridge=bridge,
+        )  # fmt: skip
+        if bridge is not None:
+            bridge.save(folder / "bridge")  # with the mean of this model's features
+        spec = inputs.clip_model(cfg, run).spec
+        save_model(folder, model, spec, cfg.ezhoi, {"zero_shot": cfg.data.zero_shot, "images": len(seen_data)})
+        return info | {"rows": len(model.text.rows)}
 
     return run.artifact("ezhoi", settings, make, parents)
+
+
+def training_bridge(cfg: Config, run: Run, model: EzHoi, data: HoiDataset, images: int = 256) -> Bridge | None:
+    """The bridge of `ezhoi.bridge`, entered at `bridge.entry_step`; None without one.
+
+    Its vision mean, where `bridge.center` asks for one, is that of the untrained model's features on the first
+    training images. Refused (ValueError) where its texts are not the classifier's.
+    """
+    if not cfg.ezhoi.bridge:
+        return None
+    bridge = Bridge.load(cfg.ezhoi.bridge, inputs.device(cfg)).with_center(cfg.bridge.center)
+    bridge = bridge.with_sampler(
+        entry_step=cfg.bridge.entry_step, num_steps=min(cfg.bridge.num_steps, cfg.bridge.entry_step),
+        solver=cfg.bridge.solver, last_step=cfg.bridge.last_step,
+    )  # fmt: skip
+    check_compatible(
+        bridge, model.text.space("in training"), len(bridge.geometry.text_mean),
+        allow_mismatch=cfg.bridge.allow_text_space_mismatch,
+        command="ezhoi.preset=released keeps the class text in the space of a caption bridge",
+    )  # fmt: skip
+    if cfg.bridge.center == "own":
+        first = data.subset(images)
+        store = inputs.feature_store(cfg, run, "train")
+        samples = HoiSamples(first, inputs.proposals(cfg, run, first), store, model.size, classes_of(cfg, data))
+        table = predict_pairs(model, samples, batch_size=32, workers=0, device=inputs.device(cfg))
+        bridge = bridge.with_vision_mean(modality_mean(torch.from_numpy(table.features)))
+    return bridge
+
+
+def evaluation_bridge(cfg: Config, run: Run) -> Bridge | None:
+    """What `ezhoi.bridge_eval` names: the bridge of training, none, or another folder with the same vision mean."""
+    which, trained = cfg.ezhoi.bridge_eval, run.existing("ezhoi").path / "bridge"
+    if which == "none" or (which == "same" and not cfg.ezhoi.bridge):
+        return None
+    found = Bridge.load(trained if which == "same" else which, inputs.device(cfg))
+    if which != "same" and trained.is_dir():
+        own = Bridge.load(trained, inputs.device(cfg)).geometry
+        found = found.with_center(own.center)
+        found = found if own.vision_mean is None else found.with_vision_mean(own.vision_mean)
+    return found
+
+
+def _live_detector(cfg: Config, run: Run, data: HoiDataset) -> LiveDetector:
+    return build_live_detector(
+        inputs.detector(cfg, run),
+        data.vocabulary.objects,
+        size=inputs.clip_model(cfg, run).spec.image_size,
+        human=data.vocabulary.person,
+        rule=inputs.proposal_rule(cfg),
+        dropout=cfg.ezhoi.detector_dropout,
+    )
 
 
 def seen_training_set(cfg: Config, run: Run, data: HoiDataset) -> tuple[HoiDataset, torch.Tensor]:
@@ -90,14 +158,18 @@ def fit_set(cfg: Config, run: Run, data: HoiDataset) -> HoiDataset:
 def new_model(cfg: Config, run: Run, data: HoiDataset) -> EzHoi:
     """An untrained EZ-HOI, its random draws fixed by the seed."""
     seed_everything(cfg.seed)
-    texts = inputs.descriptions(cfg, run, data)
-    return build_ezhoi(inputs.clip_model(cfg, run), data.vocabulary, texts, cfg.ezhoi)
+    unseen = inputs.unseen(cfg, run)
+    texts = inputs.class_texts(cfg, run, data, unseen)
+    model = build_ezhoi(inputs.clip_model(cfg, run), data.vocabulary, texts, unseen, cfg.ezhoi)
+    if cfg.ezhoi.init_from:
+        load_model_weights(cfg.ezhoi.init_from, model, inputs.clip_model(cfg, run).spec)
+    return model
 
 
 def load_ezhoi(cfg: Config, run: Run) -> EzHoi:
     """The trained model of the run."""
     model = new_model(cfg, run, inputs.dataset(cfg, run, "train"))
-    model.load_state_dict(load_file(run.existing("ezhoi").path / "model.safetensors"))
+    load_model_weights(run.existing("ezhoi").path, model, inputs.clip_model(cfg, run).spec)
     return model.eval()
 
 
@@ -105,7 +177,7 @@ def pairs(cfg: Config, run: Run, which: str) -> Artifact:
     """Features and logits of the trained detector for all pairs of the `test` split or of the `fit` images."""
     split = "train" if which == "fit" else "test"
     parents = [run.existing(name) for name in ("ezhoi", f"features/{split}", f"detections/{split}")]
-    settings = {"which": which}
+    settings = {"which": which, "bridge": cfg.ezhoi.bridge_eval}
     if which == "fit":
         settings |= {"validation_images": cfg.data.validation_images, "fit_images": cfg.evaluation.fit_images}
 
@@ -120,7 +192,10 @@ def pairs(cfg: Config, run: Run, which: str) -> Artifact:
             model.size,
             classes_of(cfg, data),
         )
-        table = predict_pairs(model, samples, batch_size=32, workers=cfg.ezhoi.workers, device=inputs.device(cfg))
+        table = predict_pairs(
+            model, samples, batch_size=32, workers=cfg.ezhoi.workers, device=inputs.device(cfg),
+            bridge=evaluation_bridge(cfg, run),
+        )  # fmt: skip
         table.save(folder)
         return {"images": len(data), "pairs": len(table.frame)}
 
@@ -154,11 +229,16 @@ def evaluate(cfg: Config, run: Run, predictions: pd.DataFrame) -> dict[str, floa
 
 def detector_results(cfg: Config, run: Run) -> dict[str, dict[str, float]]:
     """Scores of both frozen-CLIP baselines and of the detector on the same pairs, recorded in the run's metrics."""
-    tables = {name: _baseline_predictions(run, name) for name in BASELINES}
-    tables["ezhoi"] = _detector_predictions(cfg, run)
-    scores = {name: evaluate(cfg, run, predictions) for name, predictions in tables.items()}
+    scores = {name: evaluate(cfg, run, _baseline_predictions(run, name)) for name in BASELINES}
     for name, values in scores.items():
         run.record(name, **values)
+    return scores | {"ezhoi": ezhoi_scores(cfg, run)}
+
+
+def ezhoi_scores(cfg: Config, run: Run) -> dict[str, float]:
+    """Scores of the detector alone, recorded in the run's metrics."""
+    scores = evaluate(cfg, run, _detector_predictions(cfg, run))
+    run.record("ezhoi", **scores)
     return scores
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,16 +11,27 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from lib.clip.load import ClipModel, load_clip
+from lib.clip.load import WEIGHTS_FILE, ClipModel, load_clip
+from lib.clip.text import encode_text
 from lib.clip.tokens import encode_image, preprocess
 from lib.config import Config, load_config
 from lib.data.captions import read_captions
-from lib.data.descriptions import read_descriptions
+from lib.data.descriptions import (
+    ClassTexts,
+    read_act_descriptors,
+    read_descriptions,
+    read_differences,
+    template_act_descriptors,
+    template_descriptions,
+    template_differences,
+)
 from lib.data.hico_det import HoiDataset, read_hico_det
 from lib.data.stick_world import render_world
-from lib.data.zero_shot import unseen_hois
+from lib.data.vcoco import read_vcoco
+from lib.data.zero_shot import split_counts, unseen_hois
 from lib.detection.detr import Detr, load_detr
 from lib.detection.proposals import Proposals, propose
 from lib.detection.table import DetectionTable, detect_images
@@ -73,19 +84,30 @@ def data_root(cfg: Config, run: Run) -> Path:
 
 
 def dataset(cfg: Config, run: Run, split: str) -> HoiDataset:
-    """All annotated images of `train` or `test`, unfiltered."""
-    root = data_root(cfg, run)
-    images = cfg.data.images if cfg.data.root else "images/{split}2015"
-    annotations = root / f"instances_{split}2015.json"
+    """All annotated images of `train` or `test`, unfiltered; V-COCO trains on its trainval split."""
+    root, kind = data_root(cfg, run), cfg.data.kind
+    if kind not in _LAYOUTS:
+        raise ValueError(f"data.kind: found {kind!r}, expected one of {', '.join(_LAYOUTS)}")
+    read, annotations, images = _LAYOUTS[kind]
+    names = {"split": "trainval" if (kind, split) == ("vcoco", "train") else split}
+    images = (cfg.data.images or images) if cfg.data.root else "images/{split}2015"
+    annotations = root / annotations.format(**names)
     written = annotations.stat().st_mtime_ns if annotations.is_file() else 0
-    found = _read_once(annotations, root / images.format(split=split), split, written)
+    found = _read_once(read, annotations, root / images.format(**names), split, written)
     return found.subset(cfg.data.train_limit if split == "train" else cfg.data.test_limit)
 
 
+# reader, annotation file and image folder below data.root
+_LAYOUTS = {
+    "hico": (read_hico_det, "instances_{split}2015.json", "hico_20160224_det/images/{split}2015"),
+    "vcoco": (read_vcoco, "instances_vcoco_{split}.json", "mscoco2014"),
+}
+
+
 @lru_cache(maxsize=4)
-def _read_once(annotations: Path, images: Path, split: str, written: int) -> HoiDataset:
+def _read_once(read: Callable, annotations: Path, images: Path, split: str, written: int) -> HoiDataset:
     """Stages ask for a split many times (once a variant); a file is parsed once until it is written again."""
-    return read_hico_det(annotations, images, split)
+    return read(annotations, images, split)
 
 
 def unseen(cfg: Config, run: Run) -> list[int]:
@@ -93,13 +115,37 @@ def unseen(cfg: Config, run: Run) -> list[int]:
     return unseen_hois(cfg.data.zero_shot, data_root(cfg, run)).tolist()
 
 
-def descriptions(cfg: Config, run: Run, data: HoiDataset) -> list[str]:
-    """One description an HOI class; the class label itself where there is no description file."""
-    if cfg.data.descriptions:
-        return read_descriptions(cfg.data.descriptions, data.vocabulary.num_hois)
-    if cfg.data.root:
-        return [data.vocabulary.hoi_label(hoi) for hoi in range(data.vocabulary.num_hois)]
-    return read_descriptions(data_root(cfg, run) / "hoi_descriptions.txt", data.vocabulary.num_hois)
+def zero_shot_counts(cfg: Config, run: Run) -> dict[str, int]:
+    """What the zero-shot setting withholds from training and what the test split holds of it (rows, images, classes).
+
+    On HICO-DET the counts are checked against the published ones.
+    """
+    withheld = unseen(cfg, run)
+    return {
+        name: count
+        for split in ("train", "test")
+        for name, count in split_counts(dataset(cfg, run, split), withheld, cfg.data.zero_shot).items()
+    }
+
+
+def class_texts(cfg: Config, run: Run, data: HoiDataset, unseen: Sequence[int]) -> ClassTexts:
+    """Descriptions, differences and action descriptors from the files of the settings, or from templates."""
+    vocabulary, own = data.vocabulary, data_root(cfg, run) / "hoi_descriptions.txt"
+    if cfg.data.descriptions or not cfg.data.root:
+        descriptions = read_descriptions(cfg.data.descriptions or own, vocabulary)
+    else:
+        descriptions = template_descriptions(vocabulary)
+    differences, cues = {}, None
+    if cfg.ezhoi.unseen_prompts and cfg.data.differences:
+        differences = read_differences(cfg.data.differences, vocabulary, unseen)
+    elif cfg.ezhoi.unseen_prompts and len(unseen):
+        described = F.normalize(encode_text(clip_model(cfg, run), descriptions), dim=-1)
+        differences = template_differences(vocabulary, unseen, described @ described.T)
+    if cfg.ezhoi.act_descriptors and cfg.data.act_descriptors:
+        cues = read_act_descriptors(cfg.data.act_descriptors, vocabulary)
+    elif cfg.ezhoi.act_descriptors:
+        cues = template_act_descriptors(vocabulary)
+    return ClassTexts(descriptions, differences, cues)
 
 
 def captions(cfg: Config, run: Run) -> list[str]:
@@ -122,7 +168,14 @@ def models(cfg: Config, run: Run) -> Artifact:
 def clip_model(cfg: Config, run: Run) -> ClipModel:
     """The frozen CLIP of clip.source, or the run's tiny one."""
     source = cfg.clip.source or f"local-dir:{run.existing('models').path / 'clip'}"
-    return load_clip(source, device(cfg), seed=cfg.seed)
+    weights = Path(source.removeprefix("local-dir:")) / WEIGHTS_FILE
+    return _load_once(source, device(cfg), cfg.seed, weights.stat().st_mtime_ns if weights.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _load_once(source: str, where: torch.device, seed: int, written: int) -> ClipModel:
+    """Stages ask for the frozen CLIP many times; it is loaded once until its file is written again."""
+    return load_clip(source, where, seed=seed)
 
 
 def detector(cfg: Config, run: Run) -> Detr:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from lib.bridge.bundle import Bridge
-from lib.bridge.ema import Ema
 from lib.bridge.text_bank import TextBank
 from lib.bridge.training import closed_form_bridge, split_texts, train_bridge
 from lib.config import BridgeSettings
+from lib.engine.ema import Ema
 from lib.runs import read_jsonl
 
 SETTINGS = BridgeSettings(
@@ -90,11 +90,12 @@ def test_wrong_settings_name_the_choices(bank: TextBank, tmp_path: Path) -> None
         ("denoiser", "unet", "mlp, unet1d"),
         ("lr_decay", "step", "cosine or constant"),
         ("held_out", 1.0, "from 0 to below 1"),
-        ("ema", 1.0, "below 1"),
         ("center", "both", "own, text, none"),
     ):
         with pytest.raises(ValueError, match=f"bridge.{name}: found .*{message}"):
             train_bridge(bank, replace(SETTINGS, **{name: value}), tmp_path / name)
+    with pytest.raises(ValueError, match="found a decay of 1.0, expected from 0 .* to below 1"):
+        train_bridge(bank, replace(SETTINGS, ema=1.0), tmp_path / "ema")
 
 
 def test_equal_texts_stay_on_one_side() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib.evaluation.published import PUBLISHED, SETTINGS, published
+from lib.evaluation.published import MEMORY, PUBLISHED, SETTINGS, VCOCO, published
 
 UNSEEN = {"rare_first": 120, "non_rare_first": 120, "unseen_object": 100, "unseen_verb": 84}
 
@@ -40,3 +40,10 @@ def test_unknown_names_are_refused():
         published("UV")
     with pytest.raises(ValueError, match="unknown backbone 'resnet50'"):
         published("default", "resnet50")
+
+
+def test_vcoco_rows():
+    assert all(0 < row.scenario_1 < row.scenario_2 < 100 for row in VCOCO)
+    assert [(row.method, row.scenario_1, row.scenario_2) for row in VCOCO if row.source == MEMORY] == [
+        ("EZ-HOI", 60.5, 66.2)
+    ]

@@ -19,7 +19,7 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float, every: int = 10, after: int = 100) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"bridge.ema: found {decay}, expected a decay from 0 (no averaging) to below 1")
+            raise ValueError(f"averaged weights: found a decay of {decay}, expected from 0 (no averaging) to below 1")
         self.decay, self.every, self.after = decay, every, after
         self.calls = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)

@@ -1,0 +1,78 @@
+"""Sweeps: points of a grid as ordinary runs that share what they can, one table over the seeds."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from lib.config import ConfigError
+from lib.runs import Artifact
+from lib.stages import sweep
+
+FILE = """
+config: tests/micro.yaml
+overrides: [ezhoi.epochs=1, data.train_limit=24, data.validation_images=8, data.test_limit=10]
+variants:
+  released: [ezhoi.preset=released]
+  broken: [{broken}]
+grid:
+  data.zero_shot: [default]
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    def write(broken="ezhoi.preset=prefix"):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(FILE.format(broken=broken))
+        return path
+
+    return write
+
+
+def test_a_sweep_runs_every_point_once(sweep_file, tmp_path, capsys):
+    # the second variant fails in training, after its settings were accepted
+    path = sweep_file("ezhoi.regions=nothing")
+    with pytest.raises(RuntimeError, match=r"2 of 4 points failed.*regions"):
+        sweep.run_sweep(path, tmp_path / "run")
+    points = pd.read_csv(tmp_path / "run" / "points.csv")
+    assert points[["variant", "zero_shot", "seed"]].values.tolist() == [["released", "default", s] for s in (0, 1)]
+    first = tmp_path / "run" / "released-default-seed0"
+    assert (first / "features").resolve() == (tmp_path / "run" / "shared" / "features").resolve()
+    written = (first / "ezhoi" / "artifact.json").stat().st_mtime_ns
+
+    assert sweep.main([str(sweep_file()), "--run", str(tmp_path / "run")]) == 0
+    assert (first / "ezhoi" / "artifact.json").stat().st_mtime_ns == written  # reused
+    assert Artifact.load(tmp_path / "run" / "broken-default-seed1" / "pairs" / "test").info["images"] == 10
+    summary = pd.read_csv(tmp_path / "run" / "summary.csv")
+    assert summary["seeds"].tolist() == [2, 2]
+    assert summary["mAP_full_mean"][0] == pytest.approx(points["mAP_full"].mean(), abs=0.006)
+    assert summary["mAP_full_std"][0] == pytest.approx(points["mAP_full"].std(), abs=0.006)
+    assert "released" in capsys.readouterr().out
+
+
+def test_groups_without_a_value_stay(tmp_path):
+    table = pd.DataFrame({"variant": ["a", "a"], "seed": [0, 1], "mAP_full": [1.0, 3.0], "mAP_unseen": [math.nan] * 2})
+    row = sweep.summarise_seeds(table).iloc[0]
+    assert row["mAP_full_mean"] == 2 and row["mAP_full_std"] == pytest.approx(math.sqrt(2))
+    assert math.isnan(row["mAP_unseen_mean"])
+
+
+def test_mistakes_are_found_before_anything_runs(sweep_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"did you mean 'ezhoi.epochs'"):
+        sweep.read_sweep(sweep_file("ezhoi.epoch=3"))
+    with pytest.raises(ConfigError, match="found no sweep file"):
+        sweep.read_sweep(tmp_path / "nothing.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("config: tests/micro.yaml\nseed: 3\n")
+    with pytest.raises(ConfigError, match=r"found keys \['config', 'seed'\], expected config and seeds"):
+        sweep.read_sweep(bad)
+
+
+def test_the_shipped_sweep_is_readable():
+    config, _, points = sweep.read_sweep("configs/sweeps/ezhoi_text.yaml")
+    assert config == "configs/tiny.yaml" and len(points) == 60 and len({point.name for point in points}) == 60
+    rows = pd.read_csv("configs/sweeps/ezhoi_text.csv")
+    assert set(rows["variant"]) == {point.row["variant"] for point in points}
+    assert rows["seeds"].eq(3).all() and len(rows) == 20

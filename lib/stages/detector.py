@@ -22,7 +22,7 @@ from lib.ezhoi.live_detector import DetectorView, LiveDetector, build_live_detec
 from lib.ezhoi.model import EzHoi, build_ezhoi
 from lib.ezhoi.predict import BOXES_H, BOXES_O, PairTable, hoi_predictions, predict_pairs
 from lib.ezhoi.train import train_ezhoi
-from lib.ezhoi.weights import WEIGHTS, load_model_weights, save_model
+from lib.ezhoi.weights import WEIGHTS, load_model_weights, read_record, save_model
 from lib.runs import Artifact, Run, atomic_write, file_sha256, fingerprint
 from lib.stages import inputs
 
@@ -155,22 +155,26 @@ def fit_set(cfg: Config, run: Run, data: HoiDataset) -> HoiDataset:
     return replace(kept, images=kept.images[-count:]) if count else kept.subset(cfg.evaluation.fit_images)
 
 
-def new_model(cfg: Config, run: Run, data: HoiDataset) -> EzHoi:
-    """An untrained EZ-HOI, its random draws fixed by the seed."""
+def new_model(cfg: Config, run: Run, data: HoiDataset, weights: str | Path = "") -> EzHoi:
+    """An EZ-HOI with its random draws fixed by the seed, then with the weights of a folder (`ezhoi.init_from`).
+
+    Class rows come with the weights: descriptions, from which new ones are chosen, may differ in their last bits.
+    """
+    weights = weights or cfg.ezhoi.init_from
+    rows = np.array(read_record(weights)["rows"], np.int64) if weights else None
     seed_everything(cfg.seed)
     unseen = inputs.unseen(cfg, run)
     texts = inputs.class_texts(cfg, run, data, unseen)
-    model = build_ezhoi(inputs.clip_model(cfg, run), data.vocabulary, texts, unseen, cfg.ezhoi)
-    if cfg.ezhoi.init_from:
-        load_model_weights(cfg.ezhoi.init_from, model, inputs.clip_model(cfg, run).spec)
+    clip = inputs.clip_model(cfg, run)
+    model = build_ezhoi(clip, data.vocabulary, texts, unseen, cfg.ezhoi, rows)
+    if weights:
+        load_model_weights(weights, model, clip.spec)
     return model
 
 
 def load_ezhoi(cfg: Config, run: Run) -> EzHoi:
     """The trained model of the run."""
-    model = new_model(cfg, run, inputs.dataset(cfg, run, "train"))
-    load_model_weights(run.existing("ezhoi").path, model, inputs.clip_model(cfg, run).spec)
-    return model.eval()
+    return new_model(cfg, run, inputs.dataset(cfg, run, "train"), run.existing("ezhoi").path).eval()
 
 
 def pairs(cfg: Config, run: Run, which: str) -> Artifact:

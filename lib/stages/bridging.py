@@ -24,7 +24,7 @@ from lib.bridge.geometry import modality_mean, normalise
 from lib.bridge.samplers import sample
 from lib.bridge.scoring import Blend, class_cosines, fit_blend
 from lib.bridge.text_bank import TextBank
-from lib.bridge.training import SAMPLER_SETTINGS, train_bridge
+from lib.bridge.training import SAMPLER_SETTINGS, closed_form_bridge, train_bridge
 from lib.clip.text import encode_text
 from lib.clip.text_space import TextSpace, clip_text_space
 from lib.config import Config
@@ -90,14 +90,14 @@ def bridge(cfg: Config, run: Run, kind: str) -> Artifact:
 
 @dataclass
 class Workplace:
-    """What every variant shares: pairs of the fit and test images, the classifier's text rows and its text space."""
+    """What every variant shares: pairs of the fit and test images, class rows as the detector and as CLIP has them."""
 
     fit: PairTable
     test: PairTable
     seen: Tensor  # [N_fit, C] bool: entries that may be fitted on (seen HOIs of the detected object)
-    text_rows: Tensor  # [K, D]
+    rows: dict[str, Tensor]  # "adapted": the detector's own class rows [K, D]; "plain": those of the frozen tower
+    spaces: dict[str, TextSpace]  # of either
     row_classes: Tensor  # [K, C]
-    space: TextSpace
     vision_mean: Tensor  # [D]
 
 
@@ -107,30 +107,43 @@ def workplace(cfg: Config, run: Run) -> Workplace:
     fit, test = (PairTable.load(run.existing(f"pairs/{split}").path) for split in ("fit", "test"))
     _, valid = seen_training_set(cfg, run, inputs.dataset(cfg, run, "train"))
     with torch.no_grad():
-        rows = model.text().cpu()
+        rows = {"adapted": model.text().cpu(), "plain": model.text.plain.cpu()}
+    template = cfg.text_bank.template
+    spaces = {
+        "adapted": replace(model.text.space(run.existing("ezhoi").fingerprint), template=template),
+        "plain": clip_text_space(inputs.clip_model(cfg, run), template=template),
+    }
     return Workplace(
         fit,
         test,
         valid[torch.tensor(fit.frame["object"].to_numpy())],
         rows,
+        spaces,
         (model.text.average > 0).float().cpu(),
-        replace(model.text.space(run.existing("ezhoi").fingerprint), template=cfg.text_bank.template),
         modality_mean(torch.from_numpy(fit.features)),
     )
 
 
 def load_bridge(
-    cfg: Config, run: Run, kind: str, place: Workplace, allow_mismatch: bool = False
+    cfg: Config, run: Run, kind: str, place: Workplace, texts: str = "adapted", allow_mismatch: bool = False
 ) -> tuple[Bridge, bool]:
-    """The bridge of a bank with this detector's vision mean, and whether its text space was let pass on purpose."""
-    found = Bridge.load(run.existing(f"bridge/{kind}").path).with_vision_mean(place.vision_mean)
+    """The bridge of a bank with this detector's vision mean, and whether its text space was let pass on purpose.
+
+    kind: a bank, or `prototype`: the closed-form optimal denoiser of the adapted bank. texts: the class rows that it
+    will be compared with.
+    """
+    if kind == "prototype":
+        found = closed_form_bridge(TextBank.load(run.existing("text_bank/adapted").path), cfg.bridge)
+    else:
+        found = Bridge.load(run.existing(f"bridge/{kind}").path)
+    found = found.with_vision_mean(place.vision_mean)
     found = found.with_center(cfg.bridge.center).with_sampler(
         **{name: getattr(cfg.bridge, name) for name in ("entry_step", "num_steps", "solver", "last_step")}
     )
     mismatch = check_compatible(
         found,
-        place.space,
-        place.text_rows.shape[1],
+        place.spaces[texts],
+        place.rows[texts].shape[1],
         scale=cfg.bridge.scale,
         allow_mismatch=allow_mismatch or cfg.bridge.allow_text_space_mismatch,
         command=f"make run RUN={run.root} SET='--notebooks 03' (trains bridge/adapted on this detector's own text)",
@@ -147,16 +160,19 @@ class Variant:
     seconds_per_pair: float
 
 
-def score_variant(place: Workplace, bridge: Bridge, *, centring_only: bool = False, alone: bool = False) -> Variant:
+def score_variant(
+    place: Workplace, bridge: Bridge, texts: str = "adapted", *, centring_only: bool = False, alone: bool = False
+) -> Variant:
     """Blend the detector's logits with cosines in the bridge's space; fitted on seen entries of the fit pairs.
 
-    centring_only: leave the denoiser out. alone: the cosine replaces the detector's logit instead of blending with it.
+    texts: class rows that bridged features meet. centring_only: leave the denoiser out. alone: the cosine replaces the
+    detector's logit instead of blending with it.
     """
     move = bridge.geometry.vision if centring_only else bridge
 
     def cosines(table: PairTable) -> Tensor:
         moved = move(torch.from_numpy(table.features))
-        return class_cosines(moved, place.text_rows, place.row_classes, bridge.geometry)
+        return class_cosines(moved, place.rows[texts], place.row_classes, bridge.geometry)
 
     logits, labels = torch.from_numpy(place.fit.logits), torch.from_numpy(place.fit.labels).float()
     if alone:
@@ -210,7 +226,7 @@ def comparison(cfg: Config, run: Run) -> Artifact:
     return run.artifact("predictions/bridges", settings, make, parents)
 
 
-HEADLINE = ("ezhoi", "centred", "bridge", "wrong_order")
+HEADLINE = ("ezhoi", "centred", "bridge", "bridge_raw", "wrong_order", "prototype")
 
 
 def _ablations(cfg: Config) -> list[tuple[str, dict]]:
@@ -227,14 +243,20 @@ def _variants(cfg: Config, run: Run, place: Workplace, depth: int) -> Iterator[t
         steps = (bridge.entry_step, bridge.num_steps) if bridge else (0, 0)
         return {"entry_step": steps[0], "num_steps": steps[1], "text_space_mismatch": mismatch}
 
-    matching, _ = load_bridge(cfg, run, "adapted", place)
-    wrong, mismatch = load_bridge(cfg, run, "captions", place, allow_mismatch=True)
-    matching, wrong = walked(matching), walked(wrong)
+    kinds = {
+        "bridge": ("adapted", "adapted"), "bridge_raw": ("captions", "plain"), "wrong_order": ("captions", "adapted"),
+        "prototype": ("prototype", "adapted"),
+    }  # fmt: skip
     yield "ezhoi", Variant(torch.from_numpy(place.test.logits), Blend(0.0), 0.0), facts(None)
-    for suffix, alone in (("", False), ("_alone", True)):
-        yield f"centred{suffix}", score_variant(place, matching, centring_only=True, alone=alone), facts(None)
-        yield f"bridge{suffix}", score_variant(place, matching, alone=alone), facts(matching)
-        yield f"wrong_order{suffix}", score_variant(place, wrong, alone=alone), facts(wrong, mismatch)
+    for name, (kind, texts) in kinds.items():
+        found, mismatch = load_bridge(cfg, run, kind, place, texts, allow_mismatch=name == "wrong_order")
+        found = walked(found)
+        if name == "bridge":
+            matching = found
+        for suffix, alone in (("", False), ("_alone", True)):
+            if name == "bridge":
+                yield f"centred{suffix}", score_variant(place, found, centring_only=True, alone=alone), facts(None)
+            yield f"{name}{suffix}", score_variant(place, found, texts, alone=alone), facts(found, mismatch)
     for kind, sampler in _ablations(cfg):
         tried = walked(matching, **sampler)
         yield f"{kind}_{next(iter(sampler.values()))}", score_variant(place, tried), facts(tried)

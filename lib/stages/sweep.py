@@ -2,9 +2,10 @@
 
     python -m lib.stages.sweep configs/sweeps/ezhoi_text.yaml --run runs/ezhoi_text [--jobs 2] [key=value ...]
 
-The file names a settings file, overrides for all points, `variants` (name -> overrides), a `grid` (setting -> values)
-and `seeds`. World, models, features and detections are made once in <run>/shared and linked into every point's own run
-folder, so each point is an ordinary run that notebooks can open. A point that is done is not run again.
+The file names a settings file, overrides for all points, `variants` (name -> overrides), a `grid` (setting -> values),
+`seeds`, and what to `measure`: ezhoi (the detector alone) or bridges (every headline variant of notebook 04 on it).
+World, models, features and detections are made once in <run>/shared and linked into every point's own run folder, so
+each point is an ordinary run that notebooks can open. A point that is done is not run again.
 """
 
 from __future__ import annotations
@@ -16,20 +17,33 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from math import nan
 from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 import torch
 from omegaconf import OmegaConf
+from scipy import stats
 
 from lib.config import ConfigError, load_config
 from lib.engine.progress import HEADLESS
 from lib.runs import write_text
-from lib.stages import detector, inputs
+from lib.stages import bridging, detector, inputs
 
 SHARED = ("world", "models", "features", "detections")
-KEYS = {"config", "overrides", "variants", "grid", "seeds"}
+KEYS = {"config", "overrides", "variants", "grid", "seeds", "measure"}
+MEASURES = ("ezhoi", "bridges")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read: settings file, overrides for all points, what is measured, and the points."""
+
+    config: str
+    common: list[str]
+    measure: str
+    points: list[Point]
 
 
 @dataclass(frozen=True)
@@ -37,12 +51,13 @@ class Point:
     """One run of a sweep: its folder name, what identifies it in the table, and its overrides."""
 
     name: str
-    row: dict[str, str | int]
+    row: dict[str, str]
+    seed: int
     overrides: tuple[str, ...]
 
 
-def read_sweep(path: Path | str, overrides: Sequence[str] = ()) -> tuple[str, list[str], list[Point]]:
-    """Settings file, common overrides and points of a sweep file; every point's settings are checked.
+def read_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file; every point's settings are checked.
 
     overrides: from the command line; they come after the file's common ones. Raises ConfigError.
     """
@@ -52,7 +67,10 @@ def read_sweep(path: Path | str, overrides: Sequence[str] = ()) -> tuple[str, li
     content = OmegaConf.to_container(OmegaConf.load(path))
     if not isinstance(content, dict) or not {"config", "seeds"} <= content.keys() <= KEYS:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise ConfigError(f"{path}: found keys {found}, expected config and seeds, and maybe overrides, variants, grid")
+        raise ConfigError(f"{path}: found keys {found}, expected config and seeds, and maybe {sorted(KEYS)}")
+    measure = content.get("measure", "ezhoi")
+    if measure not in MEASURES:
+        raise ConfigError(f"{path}: measure: found {measure!r}, expected one of {MEASURES}")
     common = [*content.get("overrides", []), *overrides]
     grid = content.get("grid", {})
     points = []
@@ -64,8 +82,8 @@ def read_sweep(path: Path | str, overrides: Sequence[str] = ()) -> tuple[str, li
                 settings = [*common, *(f"{key}={value}" for key, value in chosen.items()), *changes, f"seed={seed}"]
                 load_config(content["config"], settings)  # refuses a misspelt setting before hours are spent
                 columns = {"variant": variant} | {key.rpartition(".")[2]: value for key, value in chosen.items()}
-                points.append(Point(name, columns | {"seed": seed}, tuple(settings)))
-    return content["config"], common, points
+                points.append(Point(name, columns, seed, tuple(settings)))
+    return Sweep(content["config"], common, measure, points)
 
 
 def prepare(config: str, root: Path, overrides: Sequence[str]) -> None:
@@ -80,8 +98,10 @@ def prepare(config: str, root: Path, overrides: Sequence[str]) -> None:
         inputs.detections(cfg, run, split)
 
 
-def run_point(config: str, root: Path, point: Point, threads: int) -> dict[str, float]:
-    """Train and evaluate one point in `root`/<name>; returns its mAP groups in percent."""
+def run_point(
+    config: str, root: Path, point: Point, threads: int, measure: str = "ezhoi"
+) -> dict[str, dict[str, float]]:
+    """Train and evaluate one point in `root`/<name>; returns mAP groups in percent of each method measured."""
     os.environ[HEADLESS] = "1"
     torch.set_num_threads(threads)
     folder = root / point.name
@@ -93,21 +113,31 @@ def run_point(config: str, root: Path, point: Point, threads: int) -> dict[str, 
     cfg, run = inputs.open_run(config, str(folder), point.overrides)
     detector.ezhoi(cfg, run)
     detector.pairs(cfg, run, "test")
-    return detector.ezhoi_scores(cfg, run)
+    scores = {"ezhoi": detector.ezhoi_scores(cfg, run)}
+    if measure == "bridges":
+        detector.pairs(cfg, run, "fit")
+        for kind in bridging.BANKS:
+            bridging.text_bank(cfg, run, kind)
+            bridging.bridge(cfg, run, kind)
+        bridging.comparison(cfg, run)
+        for row in bridging.evaluate_comparison(cfg, run).to_dict("records"):
+            if row["variant"].removesuffix("_alone") in bridging.HEADLINE:
+                scores[row["variant"]] = {key: value for key, value in row.items() if key.startswith("mAP_")}
+    return scores
 
 
 def run_sweep(path: Path | str, root: Path, jobs: int = 1, overrides: Sequence[str] = ()) -> pd.DataFrame:
-    """Run every point, `jobs` at a time, and write points.csv and summary.csv into `root`.
+    """Run every point, `jobs` at a time, and write points.csv, summary.csv and differences.csv into `root`.
 
     A failed point is named at the end (RuntimeError) after all others have run. Returns the summary.
     """
-    config, common, points = read_sweep(path, overrides)
-    root = root.resolve()
-    prepare(config, root, common)
+    sweep = read_sweep(path, overrides)
+    points, root = sweep.points, root.resolve()
+    prepare(sweep.config, root, sweep.common)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     found, failed = {}, {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        tasks = {pool.submit(run_point, config, root, point, threads): point for point in points}
+        tasks = {pool.submit(run_point, sweep.config, root, point, threads, sweep.measure): point for point in points}
         for number, task in enumerate(as_completed(tasks), start=1):
             point = tasks[task]
             if task.exception():
@@ -115,14 +145,24 @@ def run_sweep(path: Path | str, root: Path, jobs: int = 1, overrides: Sequence[s
                 print(f"{number}/{len(points)} {point.name}: FAILED {task.exception()}", flush=True)
                 continue
             found[point.name] = task.result()
-            scores = " ".join(f"{key.removeprefix('mAP_')} {value:.2f}" for key, value in task.result().items())
-            print(f"{number}/{len(points)} {point.name}: {scores}", flush=True)
-    table = pd.DataFrame([point.row | found[point.name] for point in points if point.name in found])
+            for method, scores in task.result().items():
+                shown = " ".join(f"{key.removeprefix('mAP_')} {value:.2f}" for key, value in scores.items())
+                print(f"{number}/{len(points)} {point.name}, {method}: {shown}", flush=True)
+    rows = [
+        {**point.row, "method": method, "seed": point.seed, **scores}
+        for point in points
+        for method, scores in found.get(point.name, {}).items()
+    ]
+    table = pd.DataFrame(rows)
     write_text(root / "points.csv", table.to_csv(index=False, float_format="%.3f"))
     if failed:
         raise RuntimeError(f"{root}: {len(failed)} of {len(points)} points failed: {failed}")
     summary = summarise_seeds(table)
     write_text(root / "summary.csv", summary.to_csv(index=False, float_format="%.2f"))
+    if sweep.measure == "bridges":
+        differences = paired_differences(table, "ezhoi")
+        write_text(root / "differences.csv", differences.to_csv(index=False, float_format="%.2f"))
+        return differences
     return summary
 
 
@@ -137,6 +177,32 @@ def summarise_seeds(table: pd.DataFrame) -> pd.DataFrame:
     parts = [grouped.agg(kind).add_suffix(f"_{kind}") for kind in ("mean", "std")]
     merged = pd.concat(parts, axis=1)[[f"{score}_{kind}" for score in scores for kind in ("mean", "std")]]
     return merged.assign(seeds=grouped.size()).reset_index()
+
+
+def paired_differences(table: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Each method less the reference method of the same setting and seed, with a 95 % interval over the seeds.
+
+    The interval is Student's, n - 1 degrees of freedom: 3 seeds are the least that give a usable one. verdict: helps
+    where it lies above 0, hurts below, else no difference; a single seed gives none.
+    """
+    border = list(table).index("seed")
+    scores = [name for name in list(table)[border + 1 :] if name.startswith("mAP_")]
+    setting = [name for name in list(table)[:border] if name != "method"]
+    base = table[table["method"] == reference].set_index([*setting, "seed"])[scores]
+    others = table[table["method"] != reference].set_index([*setting, "seed"])
+    long = (others[scores] - base.reindex(others.index)).assign(method=others["method"]).reset_index()
+    long = long.melt([*setting, "method", "seed"], scores, "score", "difference").dropna(subset="difference")
+    rows = []
+    for key, group in long.groupby([*setting, "method", "score"], sort=False):
+        values = group["difference"].to_numpy()
+        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else nan
+        low, high = values.mean() - half, values.mean() + half
+        word = "one seed" if half != half else "helps" if low > 0 else "hurts" if high < 0 else "no difference"
+        rows.append(
+            {**dict(zip([*setting, "method", "score"], key, strict=True)), "difference": values.mean(),
+             "low": low, "high": high, "seeds": len(values), "verdict": word}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

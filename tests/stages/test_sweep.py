@@ -7,7 +7,7 @@ import pytest
 
 from lib.config import ConfigError
 from lib.runs import Artifact
-from lib.stages import sweep
+from lib.stages import bridging, sweep
 
 FILE = """
 config: tests/micro.yaml
@@ -37,7 +37,8 @@ def test_a_sweep_runs_every_point_once(sweep_file, tmp_path, capsys):
     with pytest.raises(RuntimeError, match=r"2 of 4 points failed.*regions"):
         sweep.run_sweep(path, tmp_path / "run")
     points = pd.read_csv(tmp_path / "run" / "points.csv")
-    assert points[["variant", "zero_shot", "seed"]].values.tolist() == [["released", "default", s] for s in (0, 1)]
+    found = points[["variant", "zero_shot", "method", "seed"]].values.tolist()
+    assert found == [["released", "default", "ezhoi", seed] for seed in (0, 1)]
     first = tmp_path / "run" / "released-default-seed0"
     assert (first / "features").resolve() == (tmp_path / "run" / "shared" / "features").resolve()
     written = (first / "ezhoi" / "artifact.json").stat().st_mtime_ns
@@ -50,6 +51,22 @@ def test_a_sweep_runs_every_point_once(sweep_file, tmp_path, capsys):
     assert summary["mAP_full_mean"][0] == pytest.approx(points["mAP_full"].mean(), abs=0.006)
     assert summary["mAP_full_std"][0] == pytest.approx(points["mAP_full"].std(), abs=0.006)
     assert "released" in capsys.readouterr().out
+
+
+def test_bridges_are_measured_on_every_detector(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(
+        "config: tests/micro.yaml\nmeasure: bridges\nseeds: [0]\n"
+        'overrides: ["evaluation.entry_steps=[100]", "evaluation.step_budgets=[1]", text_bank.max_texts=60]\n'
+    )
+    found = sweep.run_sweep(tmp_path / "sweep.yaml", tmp_path / "run")
+    points = pd.read_csv(tmp_path / "run" / "points.csv")
+    assert set(points["method"]) == {"ezhoi"} | {
+        f"{name}{suffix}" for name in bridging.HEADLINE[1:] for suffix in ("", "_alone")
+    }
+    assert set(found["verdict"]) == {"one seed"}
+    alone = points.set_index("method")["mAP_full"]
+    row = found[(found["method"] == "prototype_alone") & (found["score"] == "mAP_full")].iloc[0]
+    assert row["difference"] == pytest.approx(alone["prototype_alone"] - alone["ezhoi"], abs=2e-3)
 
 
 def test_groups_without_a_value_stay(tmp_path):
@@ -71,8 +88,25 @@ def test_mistakes_are_found_before_anything_runs(sweep_file, tmp_path):
 
 
 def test_the_shipped_sweep_is_readable():
-    config, _, points = sweep.read_sweep("configs/sweeps/ezhoi_text.yaml")
-    assert config == "configs/tiny.yaml" and len(points) == 60 and len({point.name for point in points}) == 60
+    shipped = sweep.read_sweep("configs/sweeps/ezhoi_text.yaml")
+    points = shipped.points
+    assert shipped.config == "configs/tiny.yaml" and len(points) == 75 and len({point.name for point in points}) == 75
     rows = pd.read_csv("configs/sweeps/ezhoi_text.csv")
-    assert set(rows["variant"]) == {point.row["variant"] for point in points}
-    assert rows["seeds"].eq(3).all() and len(rows) == 20
+    assert set(rows["variant"]) <= {point.row["variant"] for point in points}
+    assert rows["seeds"].eq(3).all() and rows["zero_shot"].nunique() == 5
+
+
+def test_a_verdict_needs_an_interval_on_one_side_of_zero():
+    """Differences 1, 2, 3: mean 2, half width 4.303 * 1 / sqrt(3) = 2.484. Differences 1.0, 1.1, 1.2: all above 0."""
+    rows = []
+    for seed in range(3):
+        rows.append({"variant": "a", "method": "ezhoi", "seed": seed, "mAP_full": 10.0 + seed})
+        rows.append({"variant": "a", "method": "wide", "seed": seed, "mAP_full": 11.0 + 2 * seed})
+        rows.append({"variant": "a", "method": "helps", "seed": seed, "mAP_full": 11.0 + 1.1 * seed})
+        rows.append({"variant": "a", "method": "hurts", "seed": seed, "mAP_full": 9.0 + seed})
+    found = sweep.paired_differences(pd.DataFrame(rows), "ezhoi").set_index("method")
+    assert found["verdict"].to_dict() == {"wide": "no difference", "helps": "helps", "hurts": "hurts"}
+    assert found.loc["wide", "difference"] == pytest.approx(2)
+    assert found.loc["wide", "high"] == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-3)
+    one = sweep.paired_differences(pd.DataFrame(rows[:2]), "ezhoi")
+    assert one["verdict"].tolist() == ["one seed"]

@@ -185,7 +185,9 @@ METHOD_LABEL = {
     "ezhoi": "EZ-HOI",
     "centred": "EZ-HOI + centring",
     "bridge": "EZ-HOI + bridge",
+    "bridge_raw": "EZ-HOI + bridge, raw text",
     "wrong_order": "EZ-HOI + wrong-order bridge",
+    "prototype": "EZ-HOI + closed-form bridge",
 }
 SPLIT_KEYS = {"full": "mAP_full", "unseen": "mAP_unseen", "seen": "mAP_seen"}
 

@@ -8,6 +8,7 @@ step equals that of one large batch.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -142,6 +143,15 @@ def train_ezhoi(
     count = {"trainable_parameters": sum(p.numel() for p in parameters)}
     if settings.epochs == 0:
         return count
+    if bridge is not None and settings.bridge_grad == "none":
+        silent = [
+            name for name, part in model.named_children() if name != "text" and any(True for _ in part.parameters())
+        ]
+        warnings.warn(
+            f"ezhoi.bridge_grad=none: no gradient reaches {', '.join(silent)}; only the logit scale"
+            f"{' and the text side' if model.text.live else ''} learn\n  mend: ezhoi.bridge_grad=straight_through",
+            stacklevel=2,
+        )
     groups = [{"params": vis, "lr": settings.lr_vit}, {"params": head, "lr": settings.lr_head}]
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_step, gamma=0.1)

@@ -298,3 +298,24 @@ def nearest_texts(cfg: Config, run: Run, kind: str, count: int = 8) -> pd.DataFr
         "cosine of the noise": before,
     }
     return pd.DataFrame(columns)
+
+
+def against_closed_form(cfg: Config, run: Run, kind: str = "adapted", count: int = 512) -> pd.DataFrame:
+    """How much of the text has the denoiser learnt by heart? The trained bridge beside the closed-form optimum.
+
+    Both carry the same `count` fit pairs. One row a denoiser: cosine to the nearest text of the bank, share of pairs
+    that land on one (cosine above 0.99), and cosine to where the closed form takes the same pair. A network that
+    repeats its texts behaves as the closed form does.
+    """
+    bank = TextBank.load(run.existing(f"text_bank/{kind}").path)
+    features = torch.from_numpy(PairTable.load(run.existing("pairs/fit").path).features)
+    mean = modality_mean(features)
+    closed = closed_form_bridge(bank, cfg.bridge).with_vision_mean(mean)
+    trained = Bridge.load(run.existing(f"bridge/{kind}").path).with_vision_mean(mean).with_center(cfg.bridge.center)
+    optimum, texts = closed(features[:count]), closed.geometry.text(bank.vectors)
+    rows = []
+    for name, moved in (("trained", trained(features[:count])), ("closed form", optimum)):
+        nearest = (moved @ texts.T).amax(dim=1)
+        row = {"nearest text": nearest, "on a text": nearest > 0.99, "cosine to closed form": (moved * optimum).sum(1)}
+        rows.append({"denoiser": name} | {key: float(value.float().mean()) for key, value in row.items()})
+    return pd.DataFrame(rows).set_index("denoiser")

@@ -154,6 +154,14 @@ def test_what_learns(clip, samples, bridge, text, grad):
         assert not silent
 
 
+def test_a_bridge_without_gradient_is_announced(tmp_path, clip, samples, bridge):
+    settings = replace(SETTINGS, bridge_grad="none", epochs=1)
+    with pytest.warns(UserWarning, match="no gradient reaches vision, prompts, priors_downproj, vis_fuse, mem_adapter"):
+        train_ezhoi(
+            model(clip, settings), samples, CLASSES.valid(), settings, tmp_path, seed=0, device="cpu", bridge=bridge
+        )
+
+
 def test_no_pair_is_no_error(clip, samples, bridge):
     batch = collate([samples[i] for i in range(2)])
     batch.instances.n_human.zero_()

@@ -14,11 +14,12 @@ import argparse
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from math import nan
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import pandas as pd
@@ -136,7 +137,7 @@ def run_sweep(path: Path | str, root: Path, jobs: int = 1, overrides: Sequence[s
     prepare(sweep.config, root, sweep.common)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     found, failed = {}, {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_die_with_parent) as pool:
         tasks = {pool.submit(run_point, sweep.config, root, point, threads, sweep.measure): point for point in points}
         for number, task in enumerate(as_completed(tasks), start=1):
             point = tasks[task]
@@ -164,6 +165,16 @@ def run_sweep(path: Path | str, root: Path, jobs: int = 1, overrides: Sequence[s
         write_text(root / "differences.csv", differences.to_csv(index=False, float_format="%.2f"))
         return differences
     return summary
+
+
+def _die_with_parent() -> None:
+    """A worker in the middle of a point would outlive a killed sweep; it resumes from its checkpoint next time."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def summarise_seeds(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,12 @@
 """Sweeps: points of a grid as ordinary runs that share what they can, one table over the seeds."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -67,6 +73,38 @@ def test_bridges_are_measured_on_every_detector(tmp_path):
     alone = points.set_index("method")["mAP_full"]
     row = found[(found["method"] == "prototype_alone") & (found["score"] == "mAP_full")].iloc[0]
     assert row["difference"] == pytest.approx(alone["prototype_alone"] - alone["ezhoi"], abs=2e-3)
+
+
+def test_no_worker_outlives_a_killed_sweep(tmp_path):
+    """The child starts a pool whose worker sleeps, tells its process id, and is killed."""
+    code = (
+        "import os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from lib.stages.sweep import _die_with_parent\n"
+        "pool = ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=_die_with_parent)\n"
+        "print(pool.submit(os.getpid).result(), flush=True)\n"
+        "pool.submit(time.sleep, 600)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as sweeper:
+        worker = int(sweeper.stdout.readline())
+        sweeper.kill()
+    for _ in range(100):
+        if not _alive(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail(f"worker {worker} was still alive 10 s after its parent was killed")
+
+
+def _alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_groups_without_a_value_stay(tmp_path):

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib.evaluation.average_precision import average_precision
 from lib.evaluation.hico_det import (
     BOX_COLUMNS,
-    eleven_point_ap,
+    Protocol,
     hico_det_ap,
     per_class_table,
     summarise,
@@ -53,14 +54,14 @@ def make_predictions(*rows):
 def test_recall_grid_is_a_grid_of_doubles(hits, matlab, numpy):
     """P = 10, hits first: precision is 1 up to recall hits / 10 (data-and-evaluation.md §9 item 5)."""
     positive = np.arange(10) < hits
-    assert eleven_point_ap(positive, 10, "matlab")[0] == pytest.approx(matlab / 11, abs=1e-12)
-    assert eleven_point_ap(positive, 10, "numpy")[0] == pytest.approx(numpy / 11, abs=1e-12)
-    assert eleven_point_ap(positive, 10)[1] == hits / 10
+    assert average_precision(positive, 10)[0] == pytest.approx(matlab / 11, abs=1e-12)
+    assert average_precision(positive, 10, "11-point-arange")[0] == pytest.approx(numpy / 11, abs=1e-12)
+    assert average_precision(positive, 10)[1] == hits / 10
 
 
 def test_envelope_takes_the_best_later_precision():
     """Labels 0 1 1 0 1 of 4: precision at the hits 1/2, 2/3, 3/5; recall 1/4, 2/4, 3/4."""
-    ap, recall = eleven_point_ap(np.array([False, True, True, False, True]), 4)
+    ap, recall = average_precision(np.array([False, True, True, False, True]), 4)
     # thresholds 0 .. 0.5: 2/3 (best from the second hit on); 0.6, 0.7: 3/5; above: nothing
     assert ap == pytest.approx((6 * 2 / 3 + 2 * 3 / 5) / 11, abs=1e-12)
     assert recall == 0.75
@@ -70,7 +71,7 @@ def test_exact_half_overlap():
     truth = make_truth((0, 0, BOX, BOX))
     predictions = make_predictions((0, 0, 0.9, HALF, BOX))
     assert hico_det_ap(predictions, truth, 1).ap[0] == 0
-    assert hico_det_ap(predictions, truth, 1, threshold_strict=False).ap[0] == 1
+    assert hico_det_ap(predictions, truth, 1, protocol=Protocol(strict=False)).ap[0] == 1
 
 
 def test_both_boxes_must_overlap():
@@ -115,8 +116,8 @@ def test_images_without_ground_truth_and_cap():
     predictions = make_predictions((5, 0, 0.9, BOX, BOX), (0, 1, 0.8, BOX, BOX), (0, 0, 0.7, BOX, BOX))
     skipped = hico_det_ap(predictions, truth, 2)
     assert skipped.ap.tolist() == [1, 1] and skipped.num_det.tolist() == [1, 1]
-    assert hico_det_ap(predictions, truth, 2, include_empty_images=True).ap.tolist() == [0.5, 1]
-    capped = hico_det_ap(predictions, truth, 2, cap=1)
+    assert hico_det_ap(predictions, truth, 2, protocol=Protocol(include_empty_images=True)).ap.tolist() == [0.5, 1]
+    capped = hico_det_ap(predictions, truth, 2, protocol=Protocol(cap=1))
     assert capped.ap.tolist() == [0, 1] and capped.counted.tolist() == [False, True, False]
 
 
@@ -216,7 +217,7 @@ def literal_ap(predictions, truth, num_classes, *, strict, numpy_grid, include_e
 )
 def test_equals_the_literal_rule(seed, strict, numpy_grid, include_empty, cap, monkeypatch):
     """Coarse boxes and scores: ties and overlaps of exactly one half are frequent; slices cut mid-image."""
-    monkeypatch.setattr("lib.evaluation.hico_det._OVERLAPS_AT_ONCE", 7)
+    monkeypatch.setattr("lib.evaluation.matching.COMBINATIONS_AT_ONCE", 7)
     rng = np.random.default_rng(seed)
     num_classes, num_images = 5, 8
 
@@ -247,10 +248,7 @@ def test_equals_the_literal_rule(seed, strict, numpy_grid, include_empty, cap, m
         predictions,
         truth,
         num_classes,
-        threshold_strict=strict,
-        grid="numpy" if numpy_grid else "matlab",
-        include_empty_images=include_empty,
-        cap=cap,
+        protocol=Protocol(strict, "11-point-arange" if numpy_grid else "11-point", include_empty, cap),
     )
     slow = literal_ap(
         predictions,

@@ -148,12 +148,59 @@ PRESETS: dict[str, dict[str, Any]] = {
     # what the public program computes, to the rounding of its prompts
     "released": {"text_prompts": "off", "round_prompts": True, "text_adapter": False, "act_descriptors": False},
     # class prompts that the class embedding sees
-    "prefix": {"text_prompts": "prefix", "unseen_prompts": False},
+    "prefix": {"text_prompts": "prefix", "unseen_prompts": False, "semantic_weight": 150.0},
     # and unseen classes that learn theirs from a related seen class
-    "prefix_unseen": {"text_prompts": "prefix", "unseen_prompts": True},
+    "prefix_unseen": {"text_prompts": "prefix", "unseen_prompts": True, "semantic_weight": 150.0},
     # constant prompts, but an adapter behind the text tower
-    "text_adapter": {"text_prompts": "off", "text_adapter": True},
+    "text_adapter": {"text_prompts": "off", "text_adapter": True, "semantic_weight": 150.0},
 }
+
+
+@dataclass
+class DefrSettings:
+    """DEFR, recognition of HOIs in whole images (spec defr.md §2-§8); the defaults are the published CLIP recipe."""
+
+    # model
+    backbone: str = "clip"  # clip (the tower of clip.source) | a ViT of timm, vit_base_patch32_224.augreg_in21k
+    weights: str = ""  # local weights file of a timm backbone; empty = random
+    image_size: int = 672  # side of the square input, a multiple of the patch size
+    head: str = "clip"  # rand | clip | bert | simcse, each also -linear; rand-512, *-shuffle, i-clip, i-bert
+    log_scale: float = 4.61  # logarithm of the logit scale; 0 = 1, and features are not normalised
+    log_scale_trainable: bool = False  # the scale learns, held below log_scale_max
+    log_scale_max: float = 4.61  # upper bound of a trainable log_scale
+
+    # language rows of the head
+    embeddings: str = ""  # file of class embeddings (.safetensors, or classifier_weights_*); empty = computed
+    text_model: str = ""  # folder of a transformers BERT or SimCSE, for the heads of that name
+    sentences: str = ""  # empty = a person riding a bicycle | base_form (published: ride the) | JSON file by class
+
+    # loss
+    loss: str = "sign"  # sign (LSE-Sign) | bce | wbce (weighted BCE) | focal
+    focal_alpha: float = 0.25  # focal loss: weight of positives against negatives
+    focal_gamma: float = 2.0  # focal loss: exponent
+    ignore_ambiguous: bool = False  # LSE-Sign: ambiguous labels leave the sum; published: they are negatives
+
+    # data
+    labels: str = ""  # image-level labels (HICO's anno.mat or our .npz); empty = from the annotated pairs
+    min_samples: int = 40  # images of rarer classes are repeated until they would have this many; 1 = off
+    flip: float = 0.5  # probability of a left-right flip
+    jitter: float = 0.4  # brightness, contrast
+    crop: float = 0.7  # smallest area share of the random crop; 1 = no crop
+    workers: int = 0  # data loading processes
+
+    # training
+    epochs: int = 10  # passes over the repeated images; a multiple of restart_epochs ends at a learning rate near 0
+    restart_epochs: int = 5  # period of the cosine with warm restarts; evaluation and checkpoint at its ends
+    batch_size: int = 128  # images a step over all processes; published: 128, and 32 for patch 16
+    lr: float = 1.5e-5  # AdamW (.9, .999), no weight decay
+    precision: str = "fp32"  # fp32 (published) | bf16 (autocast in the tower)
+    log_every: int = 10  # steps between two lines of the loss history
+
+    # detection without training (§11)
+    mask_mode: str = "block"  # block | released (+1 on hidden cells, as the public program) | none
+    mask_layers: int = 1  # last blocks whose class token sees the boxes alone
+    prior_power: float = 2.8  # power of the detector scores in a pair score
+    rescore: list[float] = field(default_factory=lambda: [6.0, 3.0, 1.0])  # powers of human, object, interaction
 
 
 @dataclass
@@ -163,6 +210,7 @@ class TextBankSettings:
     captions: str = ""  # COCO captions JSON or sentence list; empty = the stick world's captions
     max_texts: int = 0  # use the first n distinct captions; 0 = all
     template: str = "{}"  # wraps every sentence before the tokenizer; part of the text space id
+    templates: list[str] = field(default_factory=list)  # prompt ensemble in place of template; features are averaged
 
 
 @dataclass
@@ -194,7 +242,9 @@ class BridgeSettings:
     # walking the bridge: entry depth and number of evaluations are two different things (§4.2)
     entry_step: int = 600  # M: the feature enters as the state of timestep M-1; 1 to 1000; 50-100 changes least
     num_steps: int = 6  # S: network evaluations, 1 to entry_step; the public program's "600" is M, its S is 5
-    solver: str = "sphere_2m"  # sphere_2m | reference (public loop) | public (with its rounding) | dpm_2m | ddim | student
+    solver: str = (
+        "sphere_2m"  # sphere_2m | reference (public loop) | public (its rounding) | dpm_2m, ddim (vp) | student
+    )
     last_step: int = 20  # last timestep sphere_2m and dpm_2m evaluate: 20 for 5-8 evaluations, 5 from 10 up
 
     # use in a detector
@@ -237,6 +287,7 @@ class Config:
     detector: DetectorSettings = field(default_factory=DetectorSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
     ezhoi: EzHoiSettings = field(default_factory=EzHoiSettings)
+    defr: DefrSettings = field(default_factory=DefrSettings)
     text_bank: TextBankSettings = field(default_factory=TextBankSettings)
     bridge: BridgeSettings = field(default_factory=BridgeSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

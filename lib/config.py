@@ -156,6 +156,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+DEFR_VARIANTS = ("language_sign", "language_bce", "random_sign", "random_bce")
+
+
 @dataclass
 class DefrSettings:
     """DEFR, recognition of HOIs in whole images (spec defr.md §2-§8); the defaults are the published CLIP recipe."""
@@ -182,6 +185,7 @@ class DefrSettings:
 
     # data
     labels: str = ""  # image-level labels (HICO's anno.mat or our .npz); empty = from the annotated pairs
+    images: int = 0  # use the first n labelled training images; 0 = all
     min_samples: int = 40  # images of rarer classes are repeated until they would have this many; 1 = off
     flip: float = 0.5  # probability of a left-right flip
     jitter: float = 0.4  # brightness, contrast
@@ -195,6 +199,7 @@ class DefrSettings:
     lr: float = 1.5e-5  # AdamW (.9, .999), no weight decay
     precision: str = "fp32"  # fp32 (published) | bf16 (autocast in the tower)
     log_every: int = 10  # steps between two lines of the loss history
+    variants: list[str] = field(default_factory=lambda: list(DEFR_VARIANTS))  # trained and compared: start_loss, or own
 
     # detection without training (§11)
     mask_mode: str = "block"  # block | released (+1 on hidden cells, as the public program) | none
@@ -241,11 +246,9 @@ class BridgeSettings:
 
     # walking the bridge: entry depth and number of evaluations are two different things (§4.2)
     entry_step: int = 600  # M: the feature enters as the state of timestep M-1; 1 to 1000; 50-100 changes least
-    num_steps: int = 6  # S: network evaluations, 1 to entry_step; the public program's "600" is M, its S is 5
-    solver: str = (
-        "sphere_2m"  # sphere_2m | reference (public loop) | public (its rounding) | dpm_2m, ddim (vp) | student
-    )
-    last_step: int = 20  # last timestep sphere_2m and dpm_2m evaluate: 20 for 5-8 evaluations, 5 from 10 up
+    num_steps: int = 12  # S: network evaluations, 1 to entry_step; 6 do for an entry_step of 300 or less
+    solver: str = "sphere_pc"  # sphere_pc | sphere_2m | reference | public | dpm_2m | ddim | student (see samplers.py)
+    last_step: int = 20  # last timestep that sphere_pc, sphere_2m and dpm_2m evaluate; 5 for 16 evaluations or more
 
     # use in a detector
     allow_text_space_mismatch: bool = False  # true runs a bridge of another text space on purpose ("wrong order")

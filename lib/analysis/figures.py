@@ -188,6 +188,7 @@ METHOD_LABEL = {
     "bridge_raw": "EZ-HOI + bridge, raw text",
     "wrong_order": "EZ-HOI + wrong-order bridge",
     "prototype": "EZ-HOI + closed-form bridge",
+    "vision_control": "EZ-HOI + bridge of vision (control)",
 }
 SPLIT_KEYS = {"full": "mAP_full", "unseen": "mAP_unseen", "seen": "mAP_seen"}
 

@@ -43,10 +43,8 @@ class ResidualMlp(nn.Module):
 
     def __init__(self, dim: int, cos_phi: Tensor, scale: float, width: int = 1024, depth: int = 3) -> None:
         super().__init__()
-        self.dim, self.unit = (
-            dim,
-            scale / math.sqrt(dim),
-        )  # unit: root mean square of a coordinate on the sphere
+        self.dim = dim
+        self.unit = scale / math.sqrt(dim)  # root mean square of a coordinate on the sphere
         self.register_buffer("cos_phi", cos_phi.float(), persistent=False)
         self.register_buffer("sin_phi", (1 - cos_phi.double().square()).sqrt().float(), persistent=False)
         self.time_code = nn.Sequential(SinusoidalTimeCode(128), nn.Linear(128, 128), nn.SiLU())

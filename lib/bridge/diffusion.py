@@ -5,6 +5,10 @@ network sees it, so the network learns to turn a direction u at timestep t into 
 
     x_t = c · N(a_t x0 + sigma_t eps),   eps ~ N(0, I_D),   a = sqrt(abar), sigma = sqrt(1 - abar)
     loss = SNR_t · mean_d (net(x_t, t) - x0)²,   SNR = abar / (1 - abar)
+
+That is the `sphere` variant of the public programs. In the `vp` variant the state keeps its length, which the network
+may read as well; it is handed over as (c / s_t) x_t, s_t the typical length, so that both variants feed a network
+vectors of about length c and take the same architectures.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 from lib.bridge.denoisers import ResidualMlp
 from lib.bridge.geometry import normalise
 
+VARIANTS = ("sphere", "vp")
 SCHEDULE_ID = "cosine-s0.008-beta0.999"
 BUCKETS = (0, 50, 100, 200, 300, 400, 600, 800, 1000)  # edges of the timestep buckets of the validation loss
 
@@ -93,11 +98,28 @@ class Schedule:
         return int((self.cos_phi(dim, scale) - cosine).abs().argmin()) + 1
 
 
-def noisy_state(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule, scale: float) -> Tensor:
-    """x_t = c · N(a_t x0 + sigma_t noise) for x0, noise [B, D] and t [B] int -> [B, D]."""
+def variant_of(denoise: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """What a network was trained for: sphere (also any plain callable) | vp | student. `build_denoiser` notes it."""
+    return getattr(denoise, "variant", "sphere")
+
+
+def network_input(x: Tensor, t: Tensor, schedule: Schedule, scale: float, variant: str) -> Tensor:
+    """What a network of this variant is shown of states x [B, D] at timesteps t [B]: about length c, [B, D].
+
+    sphere: the direction alone, c N(x). vp: (c / s_t) x, which keeps how the length deviates from the typical one.
+    """
+    if variant == "vp":
+        return x * (scale / schedule.state_norm(x.shape[1], scale)).to(x)[t, None]
+    return scale * normalise(x)
+
+
+def noisy_state(
+    x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule, scale: float, variant: str = "sphere"
+) -> Tensor:
+    """a_t x0 + sigma_t noise, for x0, noise [B, D] and t [B] int, as a network of the variant sees it: [B, D]."""
     a = schedule.a.to(x0)[t, None]  # (B, 1)
     sigma = schedule.sigma.to(x0)[t, None]
-    return scale * normalise(a * x0 + sigma * noise)
+    return network_input(a * x0 + sigma * noise, t, schedule, scale, variant)
 
 
 def denoising_loss(
@@ -108,12 +130,12 @@ def denoising_loss(
     schedule: Schedule,
     scale: float,
 ) -> Tensor:
-    """SNR-weighted squared error of the predicted x0, one number a row [B].
+    """SNR-weighted squared error of the predicted x0, one number a row [B], on states of the network's variant.
 
     For the preconditioned network the same number is computed as cos²(phi) · MSE(F, F*), whose factors stay
     bounded where SNR reaches 24,221 (spec §3.2): safe in half precision, equal in exact arithmetic.
     """
-    x = noisy_state(x0, t, noise, schedule, scale)  # (B, D)
+    x = noisy_state(x0, t, noise, schedule, scale, variant_of(denoise))  # (B, D)
     if isinstance(denoise, ResidualMlp):
         target = denoise.residual_target(x, x0, t)
         weight = denoise.cos_phi[t].square()

@@ -11,6 +11,7 @@ back, so a bridged feature may be compared with G(text; mu_text) only.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,16 @@ def centre(e: Tensor, mean: Tensor) -> Tensor:
     return normalise(normalise(e) - mean)
 
 
+def uncentre(centred: Tensor, mean: Tensor) -> Tensor:
+    """N(e) from g = G(e; mean), both [..., D]: what old files keep as scale · g is raw again, but for its length.
+
+    N(e) = mean + s g with |N(e)| = 1 has one positive solution, s = sqrt((mean·g)² + 1 - |mean|²) - mean·g.
+    """
+    g = normalise(centred)
+    along = (g * mean).sum(dim=-1, keepdim=True)
+    return mean + ((along.square() + 1 - mean.square().sum()).sqrt() - along) * g
+
+
 def modality_mean(rows: Tensor) -> Tensor:
     """Mean [D] float32 of the *normalised* rows of [N, D], summed in float64; its length is left as it is.
 
@@ -42,6 +53,16 @@ def modality_mean(rows: Tensor) -> Tensor:
     mean = normalise(rows).mean(dim=0, dtype=torch.float64).float()
     check_mean(mean)
     return mean
+
+
+def moving_mean(mean: Tensor, rows: Tensor, decay: float = 0.99) -> Tensor:
+    """`mean` [D] moved towards the normalised raw rows [N, D] of one batch, without gradient.
+
+    Keeps the vision mean up to date while what makes the features still learns (spec §2.2, §10.1 B).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"moving mean: found decay {decay}, expected 0 to below 1")
+    return torch.lerp(normalise(rows.detach()).mean(dim=0).to(mean), mean, decay) if len(rows) else mean
 
 
 def check_mean(mean: Tensor, name: str = "modality mean") -> None:
@@ -91,6 +112,12 @@ class Geometry:
                     f" mean, {tuple(self.text_mean.shape)}; mend: take it over features of the same encoder"
                 )
             check_mean(self.vision_mean, "vision mean")
+            if self.center == "own" and torch.allclose(self.vision_mean, self.text_mean, rtol=0, atol=1e-6):
+                raise ValueError(
+                    "vision mean: found the text mean, expected that of the pair features that are bridged"
+                    "\n  mend: with_vision_mean(modality_mean(training pair features)); to centre vision by the text"
+                    " mean on purpose, as the public fork does, set bridge.center=text"
+                )
 
     @property
     def dim(self) -> int:
@@ -122,6 +149,15 @@ class Geometry:
             )
         self._check_raw(features, mean if self.center == "own" else None)
         return centre(features, mean)
+
+    def offset(self, rows: Tensor, modality: str) -> float:
+        """Length of the mean of G over raw rows [N, D] of `modality` (text | vision): about 0 around their own mean.
+
+        A mean of other texts, of another encoder or of other features leaves 0.3 and more (spec §7.2); N rows drawn
+        at random leave about 1 / sqrt(N), which is taken off here.
+        """
+        length = float((self.text if modality == "text" else self.vision)(rows).mean(dim=0).norm())
+        return max(0.0, length - 1 / math.sqrt(len(rows)))
 
     def _check_raw(self, rows: Tensor, own_mean: Tensor | None) -> None:
         """Reject rows of another width and rows that went through the transform before (spec §7.2).

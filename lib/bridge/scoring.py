@@ -8,6 +8,7 @@ and an offset of its own. w = 0 is the detector, bit for bit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,30 @@ class Blend:
         if self.weight == 0:
             return logits
         return (1 - self.weight) * logits + self.weight * (self.alpha * cosines + self.offset)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Scores averaged with and without the bridge: weight · sigmoid(bridged) + (1 - weight) · sigmoid(own).
+
+    The fixed ensemble of the old guide (its weight: 0.7). Unlike `Blend` nothing is fitted and two complete
+    predictions are needed; it also serves where the bridged logits come from a detector trained with a bridge.
+    """
+
+    weight: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"ensemble: found weight {self.weight}, expected 0 (detector alone) to 1 (bridge alone)")
+
+    def __call__(self, logits: Tensor, bridged: Tensor) -> Tensor:
+        """Logits of the averaged scores, both inputs of one shape; weight 0 or 1 returns one side bit for bit."""
+        if self.weight in (0, 1):
+            return bridged if self.weight else logits
+        w = self.weight
+        log_on = torch.logaddexp(math.log(w) + F.logsigmoid(bridged), math.log1p(-w) + F.logsigmoid(logits))
+        log_off = torch.logaddexp(math.log(w) + F.logsigmoid(-bridged), math.log1p(-w) + F.logsigmoid(-logits))
+        return log_on - log_off
 
 
 def fit_blend(

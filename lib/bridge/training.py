@@ -1,7 +1,8 @@
 """Train the denoiser on a text bank (spec diffusion-bridge.md §3.3), resumable, with a held-out loss per timestep.
 
 The whole bank lies on the device and batches are drawn by random indexing there. Held-out *texts*, not
-rows, are kept apart, so that a caption that occurs twice cannot be on both sides.
+rows, are kept apart, so that a caption that occurs twice cannot be on both sides. `optimise` is the loop itself,
+which the one-evaluation student shares.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from lib.bridge.bundle import Bridge
 from lib.bridge.denoisers import PrototypeDenoiser
 from lib.bridge.diffusion import Schedule, bucket_losses, denoising_loss
 from lib.bridge.geometry import Geometry
-from lib.bridge.samplers import check_sampler
+from lib.bridge.samplers import check_denoiser, check_sampler
+from lib.bridge.self_test import TextProbes
 from lib.bridge.text_bank import TextBank, text_mean
 from lib.config import BridgeSettings
 from lib.engine.checkpoints import load_checkpoint, save_checkpoint
@@ -31,7 +33,17 @@ from lib.runs import append_jsonl, fingerprint, read_jsonl, write_text
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
-SAMPLER_SETTINGS = ("entry_step", "num_steps", "solver", "last_step", "center", "allow_text_space_mismatch")
+# settings that do not shape a denoiser's weights
+SAMPLER_SETTINGS = (
+    "entry_step",
+    "num_steps",
+    "solver",
+    "last_step",
+    "center",
+    "allow_text_space_mismatch",
+    "student_pairs",
+)
+PRECISIONS = ("float32", "bfloat16")
 MAX_PROTOTYPES = 20_000  # texts above which the closed form is not worth its cost as a yardstick
 
 
@@ -81,26 +93,27 @@ def train_bridge(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build_denoiser(architecture, bank.dim, schedule, settings.scale).to(device)
+    check_denoiser(model, settings.solver, settings.entry_step)
+
+    def batch_loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(train), (settings.batch,), generator=generator, device=device)
+        t = torch.randint(len(schedule), (settings.batch,), generator=generator, device=device)
+        noise = torch.randn((settings.batch, train.shape[1]), generator=generator, device=device)
+        return denoising_loss(network, train[rows], t, noise, schedule, settings.scale).mean()
+
+    def held_out_losses(network: nn.Module) -> dict[str, float]:
+        return bucket_losses(network, held_out, schedule, settings.scale) if len(held_out) else {}
+
     shaping = {name: value for name, value in asdict(settings).items() if name not in SAMPLER_SETTINGS}
     signature = fingerprint("bridge checkpoint", [shaping, seed, bank.vectors_sha, bank.space.id])
-    ema = _optimise(model, train, held_out, schedule, settings, folder, signature, seed, progress)
+    candidates = optimise(model, batch_loss, held_out_losses, settings, folder, signature, seed, progress)
 
     metrics: dict[str, Any] = {"loss_train": read_jsonl(folder / "loss.jsonl")[-1]["loss"]}
-    candidates = {"raw": model} | ({"ema": ema.model} if ema else {})
-    chosen, val_loss = "raw", {}
-    if len(held_out):
-        losses = {
-            name: bucket_losses(network, held_out, schedule, settings.scale) for name, network in candidates.items()
-        }
-        chosen = min(losses, key=lambda name: losses[name]["all"])
-        val_loss = losses[chosen]
-        metrics |= {f"val_{name}": loss["all"] for name, loss in losses.items()}
-        metrics |= {f"val_{bucket}": loss for bucket, loss in val_loss.items()}
-        if len(train) <= MAX_PROTOTYPES:
-            closed_form = PrototypeDenoiser(
-                train, schedule.inverse_temperature(bank.dim, settings.scale), settings.scale
-            )
-            metrics["val_closed_form"] = bucket_losses(closed_form, held_out, schedule, settings.scale)["all"]
+    chosen, val_loss, scores = choose_weights(candidates, held_out_losses)
+    metrics |= scores
+    if val_loss and len(train) <= MAX_PROTOTYPES:
+        closed_form = PrototypeDenoiser(train, schedule.inverse_temperature(bank.dim, settings.scale), settings.scale)
+        metrics["val_closed_form"] = held_out_losses(closed_form)["all"]
     metrics |= {
         "weights": chosen,
         "steps": settings.steps,
@@ -115,7 +128,8 @@ def train_bridge(
         "weights": {"kind": chosen, "step": settings.steps},
         "training": {"seed": seed, "settings": asdict(settings), "val_loss": val_loss},
     }
-    _bridge(bank, settings, geometry, candidates[chosen], architecture, trained).save(folder)
+    probes = TextProbes.of(bank, held_out_rows)
+    _bridge(bank, settings, geometry, candidates[chosen], architecture, trained, probes).save(folder)
     return metrics | {"seconds": time.perf_counter() - started}
 
 
@@ -130,7 +144,8 @@ def closed_form_bridge(bank: TextBank, settings: BridgeSettings) -> Bridge:
     temperature = schedule.inverse_temperature(bank.dim, settings.scale)
     denoiser = PrototypeDenoiser(geometry.text(bank.vectors), temperature, settings.scale)
     architecture = {"kind": "prototype", "count": len(bank)}
-    return _bridge(bank, settings, geometry, denoiser, architecture, {"weights": {"kind": "closed form"}})
+    provenance = {"weights": {"kind": "closed form"}}
+    return _bridge(bank, settings, geometry, denoiser, architecture, provenance, TextProbes.of(bank))
 
 
 def _bridge(
@@ -140,14 +155,8 @@ def _bridge(
     denoiser: nn.Module,
     architecture: dict[str, Any],
     provenance: dict[str, Any],
+    probes: TextProbes,
 ) -> Bridge:
-    corpus = {
-        "source": bank.source,
-        "count": len(bank),
-        "distinct": len(set(bank.labels)),
-        "sha256": bank.corpus_sha,
-        "vectors_sha256": bank.vectors_sha,
-    }
     return Bridge(
         denoiser,
         architecture,
@@ -158,23 +167,33 @@ def _bridge(
         num_steps=settings.num_steps,
         solver=settings.solver,
         last_step=settings.last_step,
-        provenance={"corpus": corpus, **provenance},
+        provenance={"corpus": bank.corpus(), **provenance},
+        probes=probes,
     )
 
 
-def _optimise(
+def optimise(
     model: nn.Module,
-    train: Tensor,
-    held_out: Tensor,
-    schedule: Schedule,
+    batch_loss: Callable[[nn.Module, torch.Generator], Tensor],
+    validate: Callable[[nn.Module], dict[str, float]],
     settings: BridgeSettings,
     folder: Path,
     signature: str,
-    seed: int,
-    progress: Progress | None,
-) -> Ema | None:
-    """Run the steps that are left; `model` and the returned average are those of step `settings.steps`."""
-    device = train.device
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, nn.Module]:
+    """Run the steps that are left of `settings.steps`, writing checkpoint.pt and loss.jsonl in `folder`.
+
+    batch_loss: (model, generator) -> scalar loss; all its randomness comes from the generator, which is saved, so
+        that a resumed run equals an uninterrupted one. validate: model -> numbers for the history, as val_<name>.
+    signature: of everything that shapes the weights, to refuse a checkpoint of something else.
+
+    Returns the networks of the last step: {"raw": model} and, where averaged, {"ema": its average}.
+    """
+    if settings.precision not in PRECISIONS:
+        raise ValueError(f"bridge.precision: found {settings.precision!r}, expected one of {', '.join(PRECISIONS)}")
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
     generator = torch.Generator(device).manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=(0.9, 0.99))
     ema = Ema(model, settings.ema) if settings.ema else None
@@ -202,10 +221,8 @@ def _optimise(
     model.train()
     while step < settings.steps:
         optimiser.param_groups[0]["lr"] = _learning_rate(step, settings)
-        rows = torch.randint(len(train), (settings.batch,), generator=generator, device=device)
-        t = torch.randint(len(schedule), (settings.batch,), generator=generator, device=device)
-        noise = torch.randn((settings.batch, train.shape[1]), generator=generator, device=device)
-        loss = denoising_loss(model, train[rows], t, noise, schedule, settings.scale).mean()
+        with autocast:
+            loss = batch_loss(model, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -217,23 +234,22 @@ def _optimise(
         step += 1
 
         last = step == settings.steps
-        validate = last or step % settings.validate_every == 0
-        if validate or step % settings.log_every == 0:
+        at_checkpoint = last or step % settings.validate_every == 0
+        if at_checkpoint or step % settings.log_every == 0:
             mean_loss = float(loss_sum) / loss_count
             loss_sum, loss_count = torch.zeros((), device=device), 0
             if not math.isfinite(mean_loss):
                 raise FloatingPointError(
-                    f"step {step}: found a denoising loss of {mean_loss}, expected a finite number;"
+                    f"step {step}: found a loss of {mean_loss}, expected a finite number;"
                     f" mend: lower bridge.lr (now {settings.lr:g})"
                 )
             line = {"step": step, "loss": mean_loss}
-            if validate and len(held_out):
-                losses = bucket_losses(model, held_out, schedule, settings.scale)
-                line |= {f"val_{bucket}": value for bucket, value in losses.items()}
+            if at_checkpoint:
+                line |= {f"val_{name}": value for name, value in validate(model).items()}
             append_jsonl(history, line)
             if progress:
                 progress(step, settings.steps, line)
-        if validate:
+        if at_checkpoint:
             state = {
                 "signature": signature,
                 "step": step,
@@ -244,7 +260,22 @@ def _optimise(
             }
             save_checkpoint(checkpoint, state)
     model.eval()
-    return ema
+    return {"raw": model} | ({"ema": ema.model} if ema else {})
+
+
+def choose_weights(
+    candidates: dict[str, nn.Module], validate: Callable[[nn.Module], dict[str, float]]
+) -> tuple[str, dict[str, float], dict[str, float]]:
+    """Raw or averaged weights, whichever validate to the lower "all"; raw where nothing is held out.
+
+    Returns the name, its validation numbers, and all numbers as metrics: val_<name of the weights>, val_<number>.
+    """
+    losses = {name: validate(network) for name, network in candidates.items()}
+    if not losses["raw"]:
+        return "raw", {}, {}
+    chosen = min(losses, key=lambda name: losses[name]["all"])
+    metrics = {f"val_{name}": loss["all"] for name, loss in losses.items()}
+    return chosen, losses[chosen], metrics | {f"val_{key}": value for key, value in losses[chosen].items()}
 
 
 def _learning_rate(step: int, settings: BridgeSettings) -> float:

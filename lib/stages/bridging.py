@@ -2,6 +2,7 @@
 
     text_bank/captions   captions through the frozen CLIP text tower
     text_bank/adapted    captions and class sentences through the text tower as EZ-HOI left it
+    text_bank/vision     pair features, a control: a diffusion of them cannot know the text
     bridge/<bank>        the diffusion model of a bank
 
 The matching bridge for a detector is `adapted`; `captions` on a detector whose text was adapted afterwards is the
@@ -23,9 +24,16 @@ from lib.bridge.bundle import Bridge, check_compatible
 from lib.bridge.geometry import modality_mean, normalise
 from lib.bridge.samplers import sample
 from lib.bridge.scoring import Blend, class_cosines, fit_blend
-from lib.bridge.text_bank import TextBank
+from lib.bridge.text_bank import (
+    TextBank,
+    adapted_bank,
+    caption_bank,
+    template_id,
+    templates_of,
+    text_mean,
+    vision_control,
+)
 from lib.bridge.training import SAMPLER_SETTINGS, closed_form_bridge, train_bridge
-from lib.clip.text import encode_text
 from lib.clip.text_space import TextSpace, clip_text_space
 from lib.config import Config
 from lib.engine.progress import Progress
@@ -34,36 +42,43 @@ from lib.runs import Artifact, Run, atomic_write, fingerprint
 from lib.stages import inputs
 from lib.stages.detector import classes_of, evaluate, load_ezhoi, seen_training_set
 
-BANKS = ("captions", "adapted")
+BANKS = ("captions", "adapted", "vision")
 
 
 # ---------------------------------------------------------------- notebook 03
 
 
 def text_bank(cfg: Config, run: Run, kind: str) -> Artifact:
-    """Embed the captions (and, for `adapted`, the class sentences) in one of the two text spaces."""
+    """The vectors whose distribution a bridge learns: texts in one of the two text spaces, or the vision control."""
     if kind not in BANKS:
         raise ValueError(f"text bank: found {kind!r}, expected one of {BANKS}")
-    clip, sentences = inputs.clip_model(cfg, run), inputs.captions(cfg, run)
-    template = cfg.text_bank.template
-    parents: list[Artifact | str] = [clip.spec.weights_sha256]
-    if kind == "adapted":
-        parents = [run.existing("ezhoi")]
-        sentences = [*sentences, *inputs.dataset(cfg, run, "train").vocabulary.class_sentences()]
-    settings = {"template": template, "texts": fingerprint("texts", sentences)}
+    clip, sentences, templates = inputs.clip_model(cfg, run), inputs.captions(cfg, run), _templates(cfg)
+    classes = inputs.dataset(cfg, run, "train").vocabulary.class_sentences()
+    parents: list[Artifact | str] = {
+        "captions": lambda: [clip.spec.weights_sha256],
+        "adapted": lambda: [run.existing("ezhoi")],
+        "vision": lambda: [run.existing("pairs/fit")],
+    }[kind]()
+    settings = {"template": template_id(templates), "texts": fingerprint("texts", sentences)}
 
     def make(folder: Path) -> dict:
-        wrapped = [template.format(sentence) for sentence in sentences]
-        if kind == "adapted":
-            text = load_ezhoi(cfg, run).text
-            vectors, space = text.encode(wrapped), replace(text.space(parents[0].fingerprint), template=template)
-        else:
-            vectors, space = encode_text(clip, wrapped), clip_text_space(clip, template=template)
         source = f"{len(sentences)} sentences, {kind}"
-        TextBank(vectors.float().cpu(), sentences, space, source).save(folder)
-        return {"texts": len(sentences), "dim": vectors.shape[1], "text_space": space.id}
+        if kind == "captions":
+            bank = caption_bank(clip, sentences, templates, source)
+        elif kind == "adapted":
+            text = load_ezhoi(cfg, run).text
+            bank = adapted_bank(text, parents[0].fingerprint, sentences, classes, templates, source)
+        else:
+            features = torch.from_numpy(PairTable.load(parents[0].path).features)
+            bank = vision_control(features, clip_text_space(clip, template=template_id(templates)))
+        bank.save(folder)
+        return {"texts": len(bank), "dim": bank.dim, "text_space": bank.space.id}
 
     return run.artifact(f"text_bank/{kind}", settings, make, parents)
+
+
+def _templates(cfg: Config) -> list[str]:
+    return templates_of(cfg.text_bank.template, cfg.text_bank.templates)
 
 
 def bridge(cfg: Config, run: Run, kind: str) -> Artifact:
@@ -108,7 +123,7 @@ def workplace(cfg: Config, run: Run) -> Workplace:
     _, valid = seen_training_set(cfg, run, inputs.dataset(cfg, run, "train"))
     with torch.no_grad():
         rows = {"adapted": model.text().cpu(), "plain": model.text.plain.cpu()}
-    template = cfg.text_bank.template
+    template = template_id(_templates(cfg))
     spaces = {
         "adapted": replace(model.text.space(run.existing("ezhoi").fingerprint), template=template),
         "plain": clip_text_space(inputs.clip_model(cfg, run), template=template),
@@ -132,10 +147,13 @@ def load_bridge(
     kind: a bank, or `prototype`: the closed-form optimal denoiser of the adapted bank. texts: the class rows that it
     will be compared with.
     """
+    adapted = TextBank.load(run.existing("text_bank/adapted").path)
     if kind == "prototype":
-        found = closed_form_bridge(TextBank.load(run.existing("text_bank/adapted").path), cfg.bridge)
+        found = closed_form_bridge(adapted, cfg.bridge)
     else:
         found = Bridge.load(run.existing(f"bridge/{kind}").path)
+    if kind == "vision":  # learnt centred features; the class text keeps its own mean
+        found = replace(found, geometry=replace(found.geometry, text_mean=text_mean(adapted)))
     found = found.with_vision_mean(place.vision_mean)
     found = found.with_center(cfg.bridge.center).with_sampler(
         **{name: getattr(cfg.bridge, name) for name in ("entry_step", "num_steps", "solver", "last_step")}
@@ -145,6 +163,8 @@ def load_bridge(
         place.spaces[texts],
         place.rows[texts].shape[1],
         scale=cfg.bridge.scale,
+        text_rows=place.rows[texts],
+        features=torch.from_numpy(place.fit.features),
         allow_mismatch=allow_mismatch or cfg.bridge.allow_text_space_mismatch,
         command=f"make run RUN={run.root} SET='--notebooks 03' (trains bridge/adapted on this detector's own text)",
     )
@@ -190,7 +210,7 @@ def choose_entry_step(cfg: Config, run: Run, place: Workplace) -> pd.DataFrame:
     bridge, _ = load_bridge(cfg, run, "adapted", place)
     rows = []
     for depth in cfg.evaluation.entry_steps:
-        walked = bridge.with_sampler(entry_step=depth, num_steps=min(cfg.bridge.num_steps, depth))
+        walked = bridge.with_sampler(entry_step=depth)
         blend = score_variant(place, walked).blend
         rows.append({"entry_step": depth, "fit_loss": blend.loss, "weight": blend.weight})
     return pd.DataFrame(rows)
@@ -226,7 +246,8 @@ def comparison(cfg: Config, run: Run) -> Artifact:
     return run.artifact("predictions/bridges", settings, make, parents)
 
 
-HEADLINE = ("ezhoi", "centred", "bridge", "bridge_raw", "wrong_order", "prototype")
+HEADLINE = ("ezhoi", "centred", "bridge", "bridge_raw", "wrong_order", "prototype", "vision_control")
+ON_PURPOSE = ("wrong_order", "vision_control")  # ablations whose text space is not the classifier's
 
 
 def _ablations(cfg: Config) -> list[tuple[str, dict]]:
@@ -236,8 +257,10 @@ def _ablations(cfg: Config) -> list[tuple[str, dict]]:
 
 def _variants(cfg: Config, run: Run, place: Workplace, depth: int) -> Iterator[tuple[str, Variant, dict]]:
     def walked(bridge: Bridge, **sampler: int) -> Bridge:
-        sampler = {"entry_step": depth, "num_steps": bridge.num_steps} | sampler
-        return bridge.with_sampler(**sampler | {"num_steps": min(sampler["num_steps"], sampler["entry_step"])})
+        sampler = {"entry_step": depth} | sampler
+        if "num_steps" in sampler:
+            sampler["num_steps"] = min(sampler["num_steps"], sampler["entry_step"])
+        return bridge.with_sampler(**sampler)
 
     def facts(bridge: Bridge | None, mismatch: bool = False) -> dict:
         steps = (bridge.entry_step, bridge.num_steps) if bridge else (0, 0)
@@ -245,11 +268,11 @@ def _variants(cfg: Config, run: Run, place: Workplace, depth: int) -> Iterator[t
 
     kinds = {
         "bridge": ("adapted", "adapted"), "bridge_raw": ("captions", "plain"), "wrong_order": ("captions", "adapted"),
-        "prototype": ("prototype", "adapted"),
+        "prototype": ("prototype", "adapted"), "vision_control": ("vision", "adapted"),
     }  # fmt: skip
     yield "ezhoi", Variant(torch.from_numpy(place.test.logits), Blend(0.0), 0.0), facts(None)
     for name, (kind, texts) in kinds.items():
-        found, mismatch = load_bridge(cfg, run, kind, place, texts, allow_mismatch=name == "wrong_order")
+        found, mismatch = load_bridge(cfg, run, kind, place, texts, allow_mismatch=name in ON_PURPOSE)
         found = walked(found)
         if name == "bridge":
             matching = found

@@ -46,7 +46,7 @@ def embedding_table(cfg: Config, run: Run, entry_step: int) -> EmbeddingTable:
     data = inputs.dataset(cfg, run, "test")
     vocabulary, place = data.vocabulary, workplace(cfg, run)
     bridge, _ = load_bridge(cfg, run, "adapted", place)
-    bridge = bridge.with_sampler(entry_step=entry_step, num_steps=min(bridge.num_steps, entry_step))
+    bridge = bridge.with_sampler(entry_step=entry_step)
     pairs = labelled_pairs(place.test, vocabulary.hoi_of)
     if len(pairs) > cfg.analysis.max_pairs:
         pairs = pairs.sample(cfg.analysis.max_pairs, random_state=cfg.analysis.seed).sort_index()

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+from lib.bridge.architectures import architecture_of, build_denoiser
 from lib.bridge.denoisers import PrototypeDenoiser, ResidualMlp
-from lib.bridge.diffusion import Schedule
+from lib.bridge.diffusion import Schedule, variant_of
 from lib.bridge.unet1d import Unet1d
+from lib.config import BridgeSettings
 
 
 @pytest.mark.parametrize(("dim", "parameters"), [(512, 4_037_313), (768, 4_070_081), (1024, 4_102_849)])
@@ -84,3 +86,15 @@ def test_prototypes_are_the_posterior_mean(schedule: Schedule) -> None:
     posterior = torch.softmax(-distance / (2 * schedule.sigma[t] ** 2), dim=0) @ (scale * prototypes)
     net = PrototypeDenoiser(prototypes, schedule.inverse_temperature(64, scale), scale)
     torch.testing.assert_close(net(x[None], torch.tensor([t]))[0], posterior)
+
+
+def test_record_tells_what_a_network_was_trained_for(schedule: Schedule) -> None:
+    for denoiser in ("mlp", "unet1d"):
+        for variant in ("sphere", "vp"):
+            record = architecture_of(BridgeSettings(denoiser=denoiser, variant=variant, width=8, depth=1))
+            assert variant_of(build_denoiser(record, 16, schedule, 5.0)) == record["variant"] == variant
+    assert variant_of(build_denoiser({"kind": "mlp", "width": 8, "depth": 1}, 16, schedule, 5.0)) == "sphere"
+    with pytest.raises(ValueError, match="bridge.variant: found 've', expected one of sphere, vp"):
+        architecture_of(BridgeSettings(variant="ve"))
+    with pytest.raises(ValueError, match="architecture: found kind 'rnn', expected mlp, unet1d or prototype"):
+        build_denoiser({"kind": "rnn"}, 16, schedule, 5.0)

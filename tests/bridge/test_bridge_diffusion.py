@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.bridge.denoisers import PrototypeDenoiser, ResidualMlp
-from lib.bridge.diffusion import BUCKETS, Schedule, bucket_losses, denoising_loss, noisy_state
+from lib.bridge.diffusion import BUCKETS, Schedule, bucket_losses, denoising_loss, network_input, noisy_state
 
 # t: abar, kappa, tau, s_t (512), cos phi (512), beta (512), cos phi (768, c=5); table of the method page, §3.2
 TABLE = {
@@ -64,15 +64,37 @@ def test_noisy_state_is_on_the_sphere_at_the_typical_cosine(schedule: Schedule) 
         assert float(cosine) == pytest.approx(float(schedule.cos_phi(128, 5.0)[t]), abs=5e-3)
 
 
-def test_preconditioned_loss_equals_the_plain_one(schedule: Schedule) -> None:
+def test_vp_states_keep_their_length(schedule: Schedule) -> None:
+    """A vp network sees (c / s_t)(a x0 + sigma eps): about c long, with the deviation that sphere takes away."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = 5 * torch.nn.functional.normalize(torch.randn(4000, 128, generator=generator))
+    noise, t = torch.randn(x0.shape, generator=generator), torch.full((4000,), 300)
+    x = noisy_state(x0, t, noise, schedule, 5.0, "vp")
+    lengths = x.norm(dim=1)
+    assert float(lengths.square().mean().sqrt()) == pytest.approx(5, rel=1e-2) and float(lengths.std()) > 0.1
+    plain = schedule.a[300] * x0 + schedule.sigma[300] * noise
+    torch.testing.assert_close(x, (5 / schedule.state_norm(128, 5.0)[300] * plain).float())
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(x), torch.nn.functional.normalize(noisy_state(x0, t, noise, schedule, 5.0))
+    )
+    assert not torch.allclose(network_input(2 * plain, t, schedule, 5.0, "vp").float(), x)
+
+
+@pytest.mark.parametrize("variant", ["sphere", "vp"])
+def test_preconditioned_loss_equals_the_plain_one(schedule: Schedule, variant: str) -> None:
     torch.manual_seed(0)
     net = ResidualMlp(32, schedule.cos_phi(32, 5.0), 5.0, width=24, depth=2).double()
     net.cos_phi, net.sin_phi = schedule.cos_phi(32, 5.0), (1 - schedule.cos_phi(32, 5.0) ** 2).sqrt()
     torch.nn.init.normal_(net.outlet[1].weight, std=0.1)
     x0 = 5 * torch.nn.functional.normalize(torch.randn(300, 32, dtype=torch.float64))
     noise, t = torch.randn(300, 32, dtype=torch.float64), torch.randint(0, 1000, (300,))
+
+    def without_type(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return net(x, t)
+
+    net.variant = without_type.variant = variant
     stable = denoising_loss(net, x0, t, noise, schedule, 5.0)
-    plain = denoising_loss(lambda x, t: net(x, t), x0, t, noise, schedule, 5.0)
+    plain = denoising_loss(without_type, x0, t, noise, schedule, 5.0)
     torch.testing.assert_close(stable, plain, rtol=1e-6, atol=1e-9)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lib.bridge.geometry import Geometry, centre, modality_mean, normalise
+from lib.bridge.geometry import Geometry, centre, modality_mean, moving_mean, normalise, uncentre
 
 RawText = Callable[..., torch.Tensor]
 
@@ -68,7 +68,7 @@ def test_own_means_remove_the_gap_and_the_text_mean_leaves_most_of_it(raw_text: 
 
 def test_rows_transformed_before_are_rejected(raw_text: RawText) -> None:
     rows = raw_text(200, 16)
-    geometry = Geometry(modality_mean(rows), modality_mean(rows))
+    geometry = Geometry(modality_mean(rows), modality_mean(rows[1:]))
     once = geometry.text(rows)
     torch.testing.assert_close(once.norm(dim=1), torch.ones(200))
     for transform in (geometry.text, geometry.vision):
@@ -93,3 +93,27 @@ def test_wrong_use_names_the_mend(raw_text: RawText) -> None:
         Geometry(geometry.text_mean, scale=0.0)
     with pytest.raises(ValueError, match="vision mean: found shape"):
         geometry.with_vision_mean(torch.full((8,), 1 / math.sqrt(20)))
+
+
+def test_centring_is_undone_with_its_mean(raw_text: RawText) -> None:
+    """What the public programs keep, 5 · G(e), gives N(e) back."""
+    rows = raw_text(50, 16).double()
+    mean = modality_mean(rows).double()
+    torch.testing.assert_close(uncentre(5 * centre(rows, mean), mean), normalise(rows))
+    assert (uncentre(5 * centre(rows, mean), 0.9 * mean) - normalise(rows)).abs().max() > 1e-2
+
+
+def test_moving_mean(raw_text: RawText) -> None:
+    rows, mean = raw_text(10, 16), torch.full((16,), 0.2)
+    torch.testing.assert_close(moving_mean(mean, rows, 0.75), 0.75 * mean + 0.25 * normalise(rows).mean(0))
+    torch.testing.assert_close(moving_mean(mean, rows, 0.0), modality_mean(rows))
+    assert moving_mean(mean, rows[:0]) is mean
+    with pytest.raises(ValueError, match="found decay 1"):
+        moving_mean(mean, rows, 1)
+
+
+def test_offset_tells_the_own_mean_from_another(raw_text: RawText) -> None:
+    geometry = Geometry(modality_mean(raw_text(400, 16)), modality_mean(raw_text(400, 16, seed=1)))
+    assert geometry.offset(raw_text(400, 16, seed=2), "text") < 0.05
+    assert geometry.offset(raw_text(400, 16, seed=2), "vision") < 0.05
+    assert geometry.offset(raw_text(400, 16, seed=2).roll(1, dims=1), "text") > 0.3

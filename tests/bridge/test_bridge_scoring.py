@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.bridge.geometry import Geometry, centre, modality_mean, normalise
-from lib.bridge.scoring import Blend, class_cosines, fit_blend
+from lib.bridge.scoring import Blend, Ensemble, class_cosines, fit_blend
 
 
 def test_cosines_are_averaged_over_the_rows_of_a_class(raw_text: Callable[..., torch.Tensor]) -> None:
@@ -71,3 +71,13 @@ def test_masked_entries_do_not_count() -> None:
 def test_fit_needs_both_labels() -> None:
     with pytest.raises(ValueError, match="positive share of 0, expected both"):
         fit_blend(torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(4, 2))
+
+
+def test_ensemble_averages_scores() -> None:
+    own, bridged = torch.tensor([-2.0, 0.0, 30.0, -90.0]), torch.tensor([1.0, 3.0, -30.0, -91.0])
+    mixed = Ensemble(0.7)(own.double(), bridged.double())
+    torch.testing.assert_close(mixed.sigmoid(), 0.7 * bridged.double().sigmoid() + 0.3 * own.double().sigmoid())
+    assert -91 < float(mixed[3]) < -90  # no score so small that its order is lost
+    assert Ensemble(0.0)(own, bridged) is own and Ensemble(1.0)(own, bridged) is bridged
+    with pytest.raises(ValueError, match="found weight 1.5"):
+        Ensemble(1.5)

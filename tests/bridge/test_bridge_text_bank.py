@@ -11,7 +11,19 @@ import pytest
 import torch
 
 from lib.bridge.geometry import normalise
-from lib.bridge.text_bank import TextBank, text_mean
+from lib.bridge.text_bank import (
+    CONTROL,
+    TextBank,
+    adapted_bank,
+    caption_bank,
+    embed,
+    template_id,
+    templates_of,
+    text_mean,
+    vision_control,
+)
+from lib.clip.load import load_clip
+from lib.clip.text import encode_text
 from lib.clip.text_space import TextSpace
 
 
@@ -26,6 +38,12 @@ def test_round_trip(bank: TextBank, tmp_path: Path) -> None:
     loaded = TextBank.load(tmp_path)
     assert torch.equal(loaded.vectors, bank.vectors)
     assert (loaded.labels, loaded.space, loaded.source) == (bank.labels, bank.space, bank.source)
+    assert loaded.classes == ()
+    classed = replace(bank, classes=("sentence 3", "sentence 1"))
+    classed.save(tmp_path)
+    assert TextBank.load(tmp_path).classes == ("sentence 3", "sentence 1")
+    assert classed.classes_sha != replace(bank, classes=("sentence 1", "sentence 3")).classes_sha != bank.classes_sha
+    assert classed.corpus()["classes"] == 2
     torch.testing.assert_close(text_mean(loaded), normalise(bank.vectors).mean(0))
 
 
@@ -62,3 +80,54 @@ def test_broken_vectors_are_refused(raw_text: Callable[..., torch.Tensor], space
             TextBank(broken, ["a", "b", "c"], space, "test")
     with pytest.raises(ValueError, match="expected float32"):
         TextBank(rows.half(), ["a", "b", "c"], space, "test")
+
+
+def letters(sentences: list[str]) -> torch.Tensor:
+    """A text tower for tests: counts of the letters a to e."""
+    return torch.tensor([[s.count(letter) + 0.5 for letter in "abcde"] for s in sentences])
+
+
+def test_ensemble_is_the_mean_of_normalised_features() -> None:
+    templates = ["a {} b", "eee {}"]
+    found = embed(letters, ["ab", "c"], templates)
+    for row, sentence in enumerate(["ab", "c"]):
+        parts = [letters([template.format(sentence)])[0] for template in templates]
+        torch.testing.assert_close(found[row], sum(part / part.norm() for part in parts) / 2)
+    assert torch.equal(embed(letters, ["ab"], ["a {}"]), letters(["a ab"]))  # one template: raw, as it was
+
+
+def test_templates_are_part_of_the_space() -> None:
+    assert templates_of("a {}", []) == ["a {}"] and templates_of("a {}", ["b {}", "c {}"]) == ["b {}", "c {}"]
+    assert len({template_id(t) for t in (["a {}"], ["a {}", "b {}"], ["b {}", "a {}"])}) == 3
+    for wrong in ("a photo", "{} and {}"):
+        with pytest.raises(ValueError, match="expected one {} where the sentence goes"):
+            templates_of(wrong, [])
+
+
+def test_caption_bank_of_a_clip() -> None:
+    clip = load_clip("random:configs/clip/tiny-clip.json")
+    bank = caption_bank(clip, ["a dog", "a cat"], ["a photo of {}"], "two animals")
+    torch.testing.assert_close(bank.vectors, encode_text(clip, ["a photo of a dog", "a photo of a cat"]))
+    assert bank.space.template == "a photo of {}" and bank.space.adaptation == "none" and bank.classes == ()
+    both = caption_bank(clip, ["a dog", "a cat"], ["a photo of {}", "{}"])
+    assert both.space.id != bank.space.id and both.space.template == "a photo of {} | {}"
+
+
+def test_adapted_bank_takes_the_detectors_own_text_and_space(space: TextSpace) -> None:
+    class Text:
+        def encode(self, sentences: list[str]) -> torch.Tensor:
+            return 2 * letters(sentences)
+
+        def space(self, checkpoint: str) -> TextSpace:
+            return replace(space, adaptation=f"ezhoi:{checkpoint}")
+
+    bank = adapted_bank(Text(), "0123", ["abc"], ["a", "b"], ["{}"])
+    assert torch.equal(bank.vectors, 2 * letters(["abc", "a", "b"]))
+    assert bank.space.adaptation == "ezhoi:0123" and bank.labels == ["abc", "a", "b"] and bank.classes == ("a", "b")
+
+
+def test_visual_features_are_a_control_that_fits_no_classifier(
+    raw_text: Callable[..., torch.Tensor], space: TextSpace
+) -> None:
+    bank = vision_control(raw_text(20, 8), space)
+    assert bank.space.adaptation == CONTROL and bank.space.id != space.id and len(set(bank.labels)) == 20

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lib.bridge.bundle import Bridge
+from lib.bridge.diffusion import BUCKETS
 from lib.bridge.text_bank import TextBank
 from lib.bridge.training import closed_form_bridge, split_texts, train_bridge
 from lib.config import BridgeSettings
@@ -36,17 +37,20 @@ def test_learns_the_bank_better_than_no_data(bank: TextBank, tmp_path: Path) -> 
     assert (bridge.entry_step, bridge.text_space) == (300, bank.space)
 
 
-@pytest.mark.parametrize("stop_at", [14, 20, 35])
-def test_resumed_equals_uninterrupted(bank: TextBank, tmp_path: Path, stop_at: int) -> None:
-    expected = train_bridge(bank, SETTINGS, tmp_path / "whole", seed=3)
+VP = replace(SETTINGS, variant="vp", solver="dpm_2m")
+
+
+@pytest.mark.parametrize(("stop_at", "settings"), [(14, SETTINGS), (20, SETTINGS), (35, SETTINGS), (35, VP)])
+def test_resumed_equals_uninterrupted(bank: TextBank, tmp_path: Path, stop_at: int, settings: BridgeSettings) -> None:
+    expected = train_bridge(bank, settings, tmp_path / "whole", seed=3)
 
     def stop(step: int, steps: int, line: dict[str, float]) -> None:
         if step >= stop_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_bridge(bank, SETTINGS, tmp_path / "cut", seed=3, progress=stop)
-    resumed = train_bridge(bank, SETTINGS, tmp_path / "cut", seed=3)
+        train_bridge(bank, settings, tmp_path / "cut", seed=3, progress=stop)
+    resumed = train_bridge(bank, settings, tmp_path / "cut", seed=3)
     whole, cut = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
     assert resumed | {"seconds": 0} == expected | {"seconds": 0}
@@ -69,6 +73,39 @@ def test_unet_and_plain_recipe_run(bank: TextBank, tmp_path: Path) -> None:
     assert Bridge.load(tmp_path).architecture["kind"] == "unet1d"
 
 
+def test_vp_learns_is_recorded_and_refuses_the_solvers_of_the_sphere(bank: TextBank, tmp_path: Path) -> None:
+    metrics = train_bridge(bank, replace(VP, steps=400, validate_every=200), tmp_path)
+    history = read_jsonl(tmp_path / "loss.jsonl")
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"] and metrics["val_all"] > 0
+    bridge = Bridge.load(tmp_path).with_center("text")
+    assert bridge.architecture["variant"] == "vp" and bridge(bank.vectors[:3]).isfinite().all()
+    with pytest.raises(
+        ValueError, match="bridge.solver: found sphere_2m, .* trained as vp; mend: bridge.solver=dpm_2m"
+    ):
+        bridge.with_sampler(solver="sphere_2m")(bank.vectors[:3])
+    with pytest.raises(ValueError, match="bridge.solver: found sphere_2m, .* trained as vp"):
+        train_bridge(bank, replace(VP, solver="sphere_2m"), tmp_path / "other")
+    with pytest.raises(ValueError, match="found a checkpoint of other texts or settings"):
+        train_bridge(bank, replace(VP, variant="sphere"), tmp_path)
+
+
+def test_history_holds_the_held_out_loss_of_every_bucket(bank: TextBank, tmp_path: Path) -> None:
+    train_bridge(bank, SETTINGS, tmp_path)
+    validated = [row for row in read_jsonl(tmp_path / "loss.jsonl") if "val_all" in row]
+    assert [row["step"] for row in validated] == [20, 40, 60]
+    names = {f"val_t{low}-{high - 1}" for low, high in zip(BUCKETS[:-1], BUCKETS[1:], strict=True)}
+    assert all(names <= row.keys() for row in validated)
+
+
+def test_bfloat16_trains_float32_weights_close_to_float32_training(bank: TextBank, tmp_path: Path) -> None:
+    kinds = {precision: replace(SETTINGS, precision=precision) for precision in ("float32", "bfloat16")}
+    metrics = {name: train_bridge(bank, settings, tmp_path / name) for name, settings in kinds.items()}
+    losses = [found["loss_train"] for found in metrics.values()]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+    weights = load_file(tmp_path / "bfloat16" / "weights.safetensors")
+    assert all(value.dtype == torch.float32 for value in weights.values())
+
+
 def test_checkpoint_of_other_texts_or_settings_is_refused(bank: TextBank, tmp_path: Path) -> None:
     train_bridge(bank, SETTINGS, tmp_path)
     train_bridge(bank, replace(SETTINGS, entry_step=100), tmp_path)  # how it is walked does not shape the weights
@@ -89,6 +126,7 @@ def test_wrong_settings_name_the_choices(bank: TextBank, tmp_path: Path) -> None
     for name, value, message in (
         ("denoiser", "unet", "mlp, unet1d"),
         ("lr_decay", "step", "cosine or constant"),
+        ("precision", "float16", "float32, bfloat16"),
         ("held_out", 1.0, "from 0 to below 1"),
         ("center", "both", "own, text, none"),
     ):

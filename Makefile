@@ -9,7 +9,7 @@ SWEEP  ?= configs/sweeps/ezhoi_text.yaml
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab run sweep params runs report lint format clean-notebooks tiny-weights
+.PHONY: help setup demo test lab run sweep recognition-sweep params runs report lint format clean-notebooks tiny-weights
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
-demo: setup     ## run the whole pipeline, notebooks 00-05, on the embedded world (RUN=runs/demo)
+demo: setup     ## run the whole pipeline, notebooks 00-06, on the embedded world (RUN=runs/demo)
 	$(BIN)/python -m lib.engine.batch run configs/tiny.yaml --run $(RUN) $(SET)
 	$(BIN)/python -m lib.analysis.report $(RUN)
 
@@ -37,6 +37,9 @@ run: setup      ## run notebooks headlessly: CONFIG=configs/x.yaml RUN=runs/x SE
 
 sweep: setup    ## many runs and a table over seeds: SWEEP=configs/sweeps/ezhoi_text.yaml SET="--jobs 2"
 	$(BIN)/python -m lib.stages.sweep $(SWEEP) $(SET)
+
+recognition-sweep: setup ## DEFR: language or random start, LSE-Sign or BCE, three seeds, one table
+	$(BIN)/python -m lib.stages.recognition_sweep configs/sweeps/defr.yaml --run runs/defr $(SET)
 
 params: setup   ## print every setting with type, default and help
 	$(BIN)/python -m lib.config

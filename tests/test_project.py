@@ -45,7 +45,7 @@ def test_notebooks_are_clean_and_thin(path):
 
 
 def test_there_are_notebooks():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05"]
+    assert [path.name[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05", "06"]
 
 
 def test_no_width_of_a_particular_clip_in_the_library():

@@ -12,7 +12,9 @@ ARTIFACTS = [
     "world", "models", "features/train", "features/test", "detections/train", "detections/test", "ezhoi", "pairs/fit",
     "pairs/test", "predictions/frozen_clip", "predictions/clip_crops", "text_bank/captions",
     "text_bank/adapted", "bridge/captions",
-    "bridge/adapted", "predictions/bridges", "embeddings", "gap",
+    "bridge/adapted", "predictions/bridges", "embeddings", "gap", "recognition_labels",
+    "defr/language_sign", "defr/language_bce", "defr/random_sign", "defr/random_bce",
+    "recognition/language_sign", "recognition/random_bce", "recognition/untrained", "defr_detections/block",
 ]  # fmt: skip
 
 
@@ -25,7 +27,7 @@ def run(tmp_path_factory):
 
 def test_every_notebook_was_executed(run):
     books = sorted(path.name for path in run.root.glob("*.ipynb"))
-    assert [name[:2] for name in books] == ["00", "01", "02", "03", "04", "05"]
+    assert [name[:2] for name in books] == ["00", "01", "02", "03", "04", "05", "06"]
     for name in books:
         cells = json.loads((run.root / name).read_text())["cells"]
         assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
@@ -44,6 +46,10 @@ def test_metrics_are_recorded(run):
     assert metrics["bridge/text_space_mismatch"] is False
     assert metrics["micro/seconds"] > 0
     assert math.isfinite(metrics["gap/raw/centroid_gap"])
+    for variant in ("language_sign", "language_bce", "random_sign", "random_bce", "untrained"):
+        assert 0 <= metrics[f"defr/{variant}/recognition_full"] <= 100
+    assert 0 <= metrics["defr/detection_block/full"] <= 100
+    assert metrics["defr/language_sign/rows_mean_cosine"] > metrics["defr/random_bce/rows_mean_cosine"]
 
 
 def test_pictures_report_and_log(run):
@@ -53,6 +59,9 @@ def test_pictures_report_and_log(run):
         "02_loss",
         "04_results",
         "05_gap",
+        "06_few_shot",
+        "06_attention",
+        "06_labels",
     }
     assert json.loads((run.root / "status.json").read_text())["state"] == "finished"
     assert {row["event"] for row in read_jsonl(run.root / "log.jsonl")} >= {"made"}
@@ -65,7 +74,7 @@ def test_a_second_run_reuses_everything(run):
     assert batch.main(["run", "tests/micro.yaml", "--run", str(run.root)]) == 0
     assert before == {kind: (run.root / kind / "artifact.json").read_bytes() for kind in ARTIFACTS}
     assert {row["event"] for row in read_jsonl(run.root / "log.jsonl")[lines:]} == {"reused"}
-    same = [key for key in metrics if key.startswith(("ezhoi/", "bridge/mAP", "gap/"))]
+    same = [key for key in metrics if key.startswith(("ezhoi/", "bridge/mAP", "gap/", "defr/"))]
     assert {key: metrics[key] for key in same} == {key: run.metrics[key] for key in same}
 
 

@@ -352,11 +352,11 @@ def _check_key(key: str, source: str) -> None:
     sections = {name.rpartition(".")[0] for name in valid}
     if key in valid or key in sections:
         return
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.3) or difflib.get_close_matches(
-        key.rpartition(".")[2], [name.rpartition(".")[2] for name in valid], n=1, cutoff=0.0
-    )
-    hint = next((name for name in valid if name == near[0] or name.endswith(f".{near[0]}")), near[0])
-    raise ConfigError(f"{source}: unknown setting {key!r}; did you mean {hint!r}? (python -m lib.config lists all)")
+    last = key.rpartition(".")[2]
+    hints = [name for name in valid if name.rpartition(".")[2] == last]  # right name, wrong or no section
+    hints = hints or difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    hint = " or ".join(map(repr, hints))
+    raise ConfigError(f"{source}: unknown setting {key!r}; did you mean {hint}? (python -m lib.config lists all)")
 
 
 def _leaf_keys(node: Any, prefix: str) -> Iterator[str]:

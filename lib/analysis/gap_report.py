@@ -17,7 +17,7 @@ import pandas as pd
 
 from lib.analysis import gap
 from lib.analysis.embeddings import EmbeddingTable, normalised
-from lib.config import AnalysisSettings
+from lib.settings import AnalysisSettings
 
 SPLITS = ("all", "seen", "unseen")
 

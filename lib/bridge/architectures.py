@@ -10,7 +10,7 @@ from torch import nn
 from lib.bridge.denoisers import PrototypeDenoiser, ResidualMlp
 from lib.bridge.diffusion import VARIANTS, Schedule
 from lib.bridge.unet1d import Unet1d
-from lib.config import BridgeSettings
+from lib.settings import BridgeSettings
 
 DENOISERS = ("mlp", "unet1d")
 

@@ -21,16 +21,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lib.bridge.geometry import check_mean, uncentre
+from lib.errors import FoundExpected
 
 MEAN_KEYS = {"text_mean": "text", "mean": "", "vision_mean": "vision", "image_mean": "vision"}  # key -> modality
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first object of torch.save's older format
 
 
-class LegacyError(ValueError):
+class LegacyError(FoundExpected):
     """A pickle that is refused or is none of the known layouts: found, expected, mend."""
-
-    def __init__(self, where: Path | str, found: str, expected: str, mend: str) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}\n  mend: {mend}")
 
 
 # ---------------------------------------------------------------- reading without running

@@ -145,14 +145,28 @@ def sphere_ddim(
         last one.
     """
     a, sigma = schedule.a.tolist(), schedule.sigma.tolist()
+    noise_of = lambda t, x, x0: (x - a[t] * x0) / sigma[t]  # noqa: E731
+    return _ddim_on_sphere(denoise, x, grid, scale, a, sigma, noise_of, on_step)
+
+
+def _ddim_on_sphere(
+    denoise: Denoise,
+    x: Tensor,
+    grid: Sequence[int],
+    scale: float,
+    a: Sequence[float],
+    sigma: Sequence[float],
+    noise_of: Callable[[int, Tensor, Tensor], Tensor],
+    on_step: OnStep | None,
+) -> Tensor:
+    """The loop of `sphere_ddim` with its tables: a[t], sigma[t], and the noise of a state given its prediction."""
     for t, following in zip(grid, [*grid[1:], None], strict=True):
         x = scale * normalise(x)
         x0 = denoise(x, _filled(t, x))
         if on_step:
             on_step(t, x, x0)
         if following is not None:
-            noise = (x - a[t] * x0) / sigma[t]
-            x = a[following] * x0 + sigma[following] * noise
+            x = a[following] * x0 + sigma[following] * noise_of(t, x, x0)
     return x0
 
 
@@ -226,15 +240,8 @@ def public_loop(
     abar = schedule.abar.float()
     a, sigma = abar.sqrt().tolist(), (1 - abar).sqrt().tolist()
     by_a, ratio = (1 / schedule.abar).sqrt().float().tolist(), (1 / schedule.abar - 1).sqrt().float().tolist()
-    for t, following in zip(grid, [*grid[1:], None], strict=True):
-        x = scale * normalise(x)
-        x0 = denoise(x, _filled(t, x))
-        if on_step:
-            on_step(t, x, x0)
-        if following is not None:
-            noise = (by_a[t] * x - x0) / ratio[t]
-            x = a[following] * x0 + sigma[following] * noise
-    return x0
+    noise_of = lambda t, x, x0: (by_a[t] * x - x0) / ratio[t]  # noqa: E731
+    return _ddim_on_sphere(denoise, x, grid, scale, a, sigma, noise_of, on_step)
 
 
 def probability_flow(

@@ -21,8 +21,8 @@ from lib.bridge.geometry import normalise
 from lib.bridge.samplers import sample
 from lib.bridge.text_bank import tensor_sha256
 from lib.bridge.training import SAMPLER_SETTINGS, Progress, choose_weights, optimise
-from lib.config import BridgeSettings
 from lib.runs import fingerprint, read_jsonl
+from lib.settings import BridgeSettings
 
 HELD_OUT = 0.1  # share of the pairs that is kept for the cosine to the teacher
 COSINES = (0.2, 0.7)  # of noised texts to their text: what centred vision features show, and some more

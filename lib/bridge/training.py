@@ -26,10 +26,10 @@ from lib.bridge.geometry import Geometry
 from lib.bridge.samplers import check_denoiser, check_sampler
 from lib.bridge.self_test import TextProbes
 from lib.bridge.text_bank import TextBank, text_mean
-from lib.config import BridgeSettings
 from lib.engine.checkpoints import load_checkpoint, save_checkpoint
 from lib.engine.ema import Ema
 from lib.runs import append_jsonl, fingerprint, read_jsonl, write_text
+from lib.settings import BridgeSettings
 
 Progress = Callable[[int, int, dict[str, float]], None]
 

@@ -21,17 +21,15 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lib.errors import FoundExpected
 from lib.runs import file_sha256
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
-class ClipLoadError(ValueError):
+class ClipLoadError(FoundExpected):
     """A CLIP source is missing, incomplete or contradicts itself; names file, finding, expectation, mend."""
-
-    def __init__(self, where: str | Path, found: str, expected: str, mend: str) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}\n  mend: {mend}")
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.config import WorldSettings
 from lib.data.stick_draw import draw_scene
 from lib.data.stick_labels import HOIS, OBJECTS, VERBS, correspondence, zero_shot_splits
 from lib.data.stick_scene import Scene, SceneRecipe, build_scene
 from lib.data.stick_shapes import Box
 from lib.data.stick_text import description_file, scene_captions
 from lib.runs import write_text
+from lib.settings import WorldSettings
 
 __all__ = [
     "PretrainingSample", "WorldSettings", "annotate", "build_scene", "draw_scene", "render_world",

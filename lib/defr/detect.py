@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from lib.config import DefrSettings
 from lib.data.hico_det import HoiDataset
 from lib.data.images import read_image
 from lib.defr.box_mask import detection_view, hidden_cells, masked_features
@@ -16,6 +15,7 @@ from lib.defr.pairs import BoxPairs, box_pair_priors, box_pairs, classes_of_obje
 from lib.defr.towers import ClipTower
 from lib.detection.table import Detections, DetectionTable
 from lib.engine.progress import Progress
+from lib.settings import DefrSettings
 
 COLUMNS = ["image", "x1h", "y1h", "x2h", "y2h", "x1o", "y1o", "x2o", "y2o", "hoi", "score"]
 

@@ -18,17 +18,15 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lib.errors import FoundExpected
 from lib.runs import atomic_write, write_json
 
 KEYS = {"bert": "bert_w", "simcse": "simcse_w", "clip": "clip_w"}
 PROJECTION = "clip_proj"
 
 
-class EmbeddingsError(ValueError):
+class EmbeddingsError(FoundExpected):
     """A file of class embeddings that cannot be used; names file, finding, expectation, mend."""
-
-    def __init__(self, where: Path | str, found: str, expected: str, mend: str) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}\n  mend: {mend}")
 
 
 @dataclass(frozen=True)

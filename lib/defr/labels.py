@@ -12,17 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from lib.data.hico_det import HoiDataset
+from lib.errors import FoundExpected
 from lib.runs import atomic_write
 
 POSITIVE, AMBIGUOUS, ABSENT, UNKNOWN = 1, 0, -1, -2
 SPLITS = ("train", "test")
 
 
-class LabelError(ValueError):
+class LabelError(FoundExpected):
     """A label file that cannot be used; names file, finding, expectation, mend."""
-
-    def __init__(self, where: Path | str, found: str, expected: str, mend: str) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}\n  mend: {mend}")
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lib.clip.load import ClipModel
-from lib.config import DefrSettings
 from lib.defr.embeddings import LanguageRows
 from lib.defr.heads import build_head, family_of
 from lib.defr.towers import ClipTower, TimmTower, Tower
+from lib.settings import DefrSettings
 
 
 class DefrClassifier(nn.Module):

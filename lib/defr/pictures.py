@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
-from lib.config import DefrSettings
 from lib.data.images import read_image
 from lib.defr.towers import Tower
+from lib.settings import DefrSettings
 
 
 class Frame(NamedTuple):

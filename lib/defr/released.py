@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from lib.defr.model import DefrClassifier
+from lib.errors import FoundExpected
 
 # public prefix (behind `module.`) -> ours; every other name belongs to the head
 TOWERS = {"visual_encoder.visual.": "tower.visual.", "vit.": "tower.vit."}
 
 
-class ReleasedError(ValueError):
+class ReleasedError(FoundExpected):
     """A public checkpoint that does not fit; names file, finding, expectation, mend."""
-
-    def __init__(self, where: Path | str, found: str, expected: str, mend: str) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}\n  mend: {mend}")
 
 
 def load_released(path: Path | str, model: DefrClassifier) -> int:

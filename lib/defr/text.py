@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from lib.clip.load import ClipModel
 from lib.clip.text import encode_text
-from lib.config import DefrSettings
 from lib.data.vocabulary import NO_INTERACTION, Vocabulary, noun_phrase
 from lib.defr.embeddings import EmbeddingsError, LanguageRows, load_embeddings
 from lib.defr.heads import family_of
+from lib.settings import DefrSettings
 
 LANGUAGE_MODELS = ("bert", "simcse")  # bert-base-uncased; princeton-nlp/sup-simcse-bert-base-uncased
 

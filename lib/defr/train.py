@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lib.config import DefrSettings
 from lib.defr.labels import AMBIGUOUS, POSITIVE
 from lib.defr.losses import Loss, build_loss, lse_sign, positive_share, positive_weights
 from lib.defr.model import DefrClassifier
@@ -25,6 +24,7 @@ from lib.defr.pictures import RecognitionImages
 from lib.engine.checkpoints import load_checkpoint, save_checkpoint
 from lib.engine.progress import Progress
 from lib.runs import read_jsonl, write_text
+from lib.settings import DefrSettings
 
 Evaluate = Callable[[DefrClassifier], dict[str, float]]
 

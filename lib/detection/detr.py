@@ -7,6 +7,7 @@ model.safetensors and preprocessor_config.json (`size.shortest_edge`, `size.long
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 
+from lib.errors import FoundExpected
 from lib.runs import file_sha256
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -24,11 +26,8 @@ FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor_config.json holds them
 
 
-class DetectorError(ValueError):
+class DetectorError(FoundExpected):
     """A detector folder is missing, incomplete or unsuitable; names file, finding, expectation, mend."""
-
-    def __init__(self, where: str | Path, found: str, expected: str, mend: str) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}\n  mend: {mend}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,3 +143,13 @@ def detect(detr: Detr, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def best_class(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Score and label of every query: softmax, then background (last) dropped, then the maximum (spec §10)."""
     return logits.softmax(-1)[..., :-1].max(-1)
+
+
+def class_positions(labels: Sequence[str], objects: Sequence[str]) -> list[int]:
+    """Place of each detector class among `objects`, matched by name whatever its case and underscores; -1 for none."""
+    place = {_plain(name): index for index, name in enumerate(objects)}
+    return [place.get(_plain(name), -1) for name in labels]
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").lower()

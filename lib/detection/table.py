@@ -20,7 +20,7 @@ from torchvision.ops import box_convert
 
 from lib.data.hico_det import HoiDataset
 from lib.data.images import read_image
-from lib.detection.detr import DetectorError, Detr, detect, preprocess
+from lib.detection.detr import DetectorError, Detr, class_positions, detect, preprocess
 from lib.engine.progress import Progress
 from lib.runs import atomic_write, file_sha256, write_json
 
@@ -94,13 +94,12 @@ class DetectionTable:
 
     def in_label_space(self, objects: Sequence[str]) -> DetectionTable:
         """The table with labels as positions in `objects` (matched by name); boxes of other classes are left out."""
-        position = {_plain_name(name): index for index, name in enumerate(objects)}
-        if not position.keys() & {_plain_name(name) for name in self.labels}:
+        to = np.array(class_positions(self.labels, objects))
+        if not (to >= 0).any():
             raise ValueError(
                 f"detections: found classes {list(self.labels)}, expected some of {list(objects)}"
                 "\n  mend: use a detector whose classes are those of the annotations"
             )
-        to = np.array([position.get(_plain_name(name), -1) for name in self.labels])
         rows = self.rows.assign(label=to[self.rows["label"].to_numpy()])
         return DetectionTable(
             rows[rows["label"] >= 0].reset_index(drop=True), self.manifest | {"labels": list(objects)}
@@ -193,7 +192,3 @@ def _frame(images: np.ndarray, names: np.ndarray, boxes: Any, scores: Any, label
     columns |= {key: boxes[:, index] for index, key in enumerate(BOX)}
     columns |= {"score": np.asarray(scores, np.float32), "label": np.asarray(labels, np.int16)}
     return pd.DataFrame(columns)
-
-
-def _plain_name(name: str) -> str:
-    return name.replace("_", " ").lower()

@@ -23,7 +23,6 @@ from torch.utils.data import Dataset
 from torchvision.ops.boxes import box_area
 from torchvision.transforms import functional as TF
 
-from lib.config import EzHoiSettings
 from lib.data.hico_det import HoiDataset
 from lib.data.images import read_image
 from lib.detection.detr import IMAGENET_MEAN, IMAGENET_STD
@@ -31,6 +30,7 @@ from lib.detection.proposals import Proposals
 from lib.ezhoi.classes import ScoredClasses
 from lib.ezhoi.pairs import Instances, PairTargets
 from lib.features.store import FeatureStore
+from lib.settings import EzHoiSettings
 
 KEPT_BYTES = 256 * 2**20  # decoded images stay in memory if all of them fit into this
 
@@ -140,10 +140,10 @@ class HoiSamples(Dataset):
                 boxes_h, boxes_o, hoi = boxes_h[kept], boxes_o[kept], hoi[kept]
                 proposals = crop_proposals(proposals, window)
         if self.detector_view is None:
-            view, image = None, self._jittered(self._squashed(image), rng)  # fewer pixels to jitter
+            view, image = None, self._jittered(squashed(image, self.size), rng)  # fewer pixels to jitter
         else:
             image = self._jittered(image, rng)
-            view, image = self.detector_view(image, rng), self._squashed(image)
+            view, image = self.detector_view(image, rng), squashed(image, self.size)
         memory = F.normalize(self.store[self.rows[index]][0], dim=-1)
         instances = (proposals.boxes * self.size, proposals.scores, proposals.labels, proposals.n_human)
         targets = (boxes_h * self.size, boxes_o * self.size, self.class_of_hoi[hoi], hoi)
@@ -156,13 +156,15 @@ class HoiSamples(Dataset):
             self._decoded[index] = read_image(self.dataset[index].path).convert("RGB")
         return self._decoded[index]
 
-    def _squashed(self, image: Image.Image) -> Image.Image:
-        return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-
     def _jittered(self, image: Image.Image, rng: np.random.Generator | None) -> Image.Image:
         if rng is None or not self.augment.jitter:
             return image
         return jitter(image, self.augment.jitter, rng)
+
+
+def squashed(image: Image.Image, size: int) -> Image.Image:
+    """An RGB image in the square CLIP frame: bicubic, aspect ratio given up (spec §1.2)."""
+    return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 NO_PROPOSALS = Proposals(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), 0)

@@ -21,25 +21,26 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags
 from torch import Tensor
 from torch.nn import functional as F
 
 from lib.clip.load import ClipLoadError, ClipModel
 from lib.clip.tokens import encode_image
-from lib.config import Config, ConfigError, load_config
+from lib.config import ConfigError, load_config
 from lib.data.images import ImageError, read_image
 from lib.data.vocabulary import Vocabulary
 from lib.detection.detr import DetectorError, Detr, preprocess
 from lib.engine.progress import Progress
-from lib.ezhoi.batches import as_pixels, pad_views
+from lib.ezhoi.batches import as_pixels, pad_views, squashed
 from lib.ezhoi.classes import ScoredClasses
 from lib.ezhoi.live_detector import LiveDetector, build_live_detector
 from lib.ezhoi.model import EzHoi
 from lib.ezhoi.pairs import Instances, enumerate_pairs
-from lib.ezhoi.predict import BOXES_H, BOXES_O, hoi_predictions
+from lib.ezhoi.predict import BOXES_H, BOXES_O, hoi_predictions, pair_frame
 from lib.ezhoi.weights import WeightsError
 from lib.runs import Run, atomic_write
+from lib.settings import Config
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PICTURE_END = "_hois"  # end of a picture's stem; a walk through a folder leaves such files out
@@ -135,8 +136,8 @@ def _look(file: str, live: LiveDetector, clip: ClipModel) -> _Look | None:
     if n_human == 0 or count < 2:
         return None
     instances = (found.boxes[0, :count], found.scores[0, :count], found.labels[0, :count])
-    square = image.convert("RGB").resize((live.size, live.size), Image.Resampling.BICUBIC)
-    return _Look(file, image.size, (*instances, n_human), as_pixels(square), clip.transform(image))
+    square = as_pixels(squashed(image.convert("RGB"), live.size))
+    return _Look(file, image.size, (*instances, n_human), square, clip.transform(image))
 
 
 def _pairs(
@@ -156,21 +157,11 @@ def _pairs(
             f"{', '.join(batch[i].file for i in wrong)}: found logits that are no finite numbers"
             "\n  mend: the weights or the CLIP features hold NaN; train again, or use other weights (ezhoi.init_from)"
         )
-    sizes = torch.tensor([look.size for look in batch], device=device)
-    scale = (sizes / model.size).repeat(1, 2)[image]  # (P, 4) R-frame -> pixels
-    boxes, scores = instances.boxes, instances.scores
-    columns = {
-        "image": image,
-        "human": human,
-        "object_index": obj,
-        "object": instances.labels[image, obj],
-        "score_human": scores[image, human],
-        "score_object": scores[image, obj],
-        "strength": scores[image, human] * scores[image, obj],
-    }
-    columns |= dict(zip(BOXES_H, (boxes[image, human] * scale).T, strict=True))
-    columns |= dict(zip(BOXES_O, (boxes[image, obj] * scale).T, strict=True))
-    frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+    sizes, scores = torch.tensor([look.size for look in batch], device=device), instances.scores
+    frame = pair_frame(
+        instances, pairs, sizes, model.size, image=image, human=human, object_index=obj,
+        score_human=scores[image, human], score_object=scores[image, obj],
+    )  # fmt: skip
     return frame.assign(file=np.array([look.file for look in batch])[frame["image"]]), logits.cpu()
 
 

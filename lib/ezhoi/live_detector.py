@@ -17,7 +17,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from lib.detection.detr import Detr, best_class, resized_size
+from lib.detection.detr import Detr, best_class, class_positions, resized_size
 from lib.detection.proposals import propose
 from lib.ezhoi.batches import as_pixels
 from lib.ezhoi.pairs import Instances
@@ -87,15 +87,10 @@ def build_live_detector(
     detr: Detr, objects: Sequence[str], *, size: int, human: int, rule: Mapping[str, float], dropout: bool = False
 ) -> LiveDetector:
     """Match the detector's classes with the annotations' `objects` by name. Raises ValueError if none matches."""
-    place = {_plain(name): index for index, name in enumerate(objects)}
-    positions = torch.tensor([place.get(_plain(name), -1) for name in detr.labels])
+    positions = torch.tensor(class_positions(detr.labels, objects))
     if not (positions >= 0).any():
         raise ValueError(
             f"live detections: found detector classes {list(detr.labels)}, expected some of {list(objects)}"
             "\n  mend: use a detector whose classes are those of the annotations (detector.source)"
         )
     return LiveDetector(detr, positions, size, human, dict(rule), dropout)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").lower()

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from lib.clip.load import ClipModel
 from lib.clip.text import encode_text
-from lib.config import EzHoiSettings
 from lib.data.descriptions import ClassTexts
 from lib.data.vocabulary import Vocabulary
 from lib.ezhoi.adapters import BottleneckAdapter, Mlp
@@ -28,6 +27,7 @@ from lib.ezhoi.pairs import Instances, Pairs, enumerate_pairs, pad_pairs, prior_
 from lib.ezhoi.prompts import TextPrompts, VisualPrompts
 from lib.ezhoi.text import ClassText, UnseenGuides, select_rows
 from lib.ezhoi.vision import AdaptedVision, adapter_layers
+from lib.settings import EzHoiSettings
 
 
 @dataclass

@@ -20,7 +20,7 @@ from lib.ezhoi.batches import HoiSamples, collate
 from lib.ezhoi.bridged import FeatureBridge, bridged_logits
 from lib.ezhoi.classes import ScoredClasses
 from lib.ezhoi.model import EzHoi
-from lib.ezhoi.pairs import assign_labels, enumerate_pairs
+from lib.ezhoi.pairs import Instances, Pairs, assign_labels, enumerate_pairs
 from lib.runs import atomic_write
 
 BOXES_H, BOXES_O = ["x1h", "y1h", "x2h", "y2h"], ["x1o", "y1o", "x2o", "y2o"]
@@ -84,21 +84,26 @@ def predict_pairs(
                 scale = model.logit_scale_HO
                 logits.append(bridged_logits(found, rows, model.text.average, scale, bridge, "none").cpu())
             labels.append(assign_labels(batch.instances, pairs, batch.targets, len(class_text)).bool().cpu())
-            image, human, obj = pairs
-            boxes, scores = batch.instances.boxes, batch.instances.scores
-            sizes = torch.tensor([samples.dataset[int(i)].size for i in batch.index], device=boxes.device)
-            scale = (sizes / model.size).repeat(1, 2)[image]  # (P, 4) R-frame -> pixels
-            columns = {
-                "image": batch.index.to(boxes.device)[image],
-                "object": batch.instances.labels[image, obj],
-                "strength": scores[image, human] * scores[image, obj],
-            }
-            columns |= dict(zip(BOXES_H, (boxes[image, human] * scale).T, strict=True))
-            columns |= dict(zip(BOXES_O, (boxes[image, obj] * scale).T, strict=True))
-            frames.append(pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}))
+            sizes = torch.tensor([samples.dataset[int(i)].size for i in batch.index], device=pairs.image.device)
+            owner = batch.index.to(pairs.image.device)[pairs.image]
+            frames.append(pair_frame(batch.instances, pairs, sizes, model.size, image=owner))
             progress.step(len(batch.index))
     stack = lambda parts: torch.cat(parts).numpy()  # noqa: E731
     return PairTable(pd.concat(frames, ignore_index=True), stack(features), stack(logits), stack(labels))
+
+
+def pair_frame(instances: Instances, pairs: Pairs, sizes: Tensor, size: int, **columns: Tensor) -> pd.DataFrame:
+    """One row a pair: the given columns [P], then `object` id, `strength` and both boxes in pixels of the image.
+
+    sizes: [B, 2] width and height of the images. size: R, the frame of the instances' boxes.
+    """
+    image, human, obj = pairs
+    boxes, scores = instances.boxes, instances.scores
+    scale = (sizes / size).repeat(1, 2)[image]  # (P, 4) R-frame -> pixels
+    columns |= {"object": instances.labels[image, obj], "strength": scores[image, human] * scores[image, obj]}
+    columns |= dict(zip(BOXES_H, (boxes[image, human] * scale).T, strict=True))
+    columns |= dict(zip(BOXES_O, (boxes[image, obj] * scale).T, strict=True))
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
 
 
 def hoi_predictions(

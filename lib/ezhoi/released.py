@@ -21,7 +21,6 @@ from torch import Tensor
 
 from lib.clip.load import ClipModel, load_clip
 from lib.clip.text import tokenize
-from lib.config import EzHoiSettings
 from lib.data.descriptions import ClassTexts, template_descriptions
 from lib.data.hico_det import read_hico_det
 from lib.data.vocabulary import Vocabulary
@@ -42,6 +41,7 @@ from lib.ezhoi.released_format import (
 )
 from lib.ezhoi.weights import load_model_weights, read_record, save_model
 from lib.runs import file_sha256
+from lib.settings import EzHoiSettings
 
 __all__ = ["PromptBasesWarning", "ReleasedError", "export_released", "import_released", "read_released"]
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lib.clip.load import ClipSpec
-from lib.config import PRESETS, EzHoiSettings
+from lib.errors import FoundExpected
 from lib.ezhoi.vision import adapter_layers
+from lib.settings import PRESETS, EzHoiSettings
 
 LEARNER, TOWER = "clip_head.prompt_learner.", "clip_head.image_encoder."
 ROWS, PROMPTS = "label_HO", f"{LEARNER}token_prompts"
@@ -39,11 +40,8 @@ UNSUPPORTED = {
 }
 
 
-class ReleasedError(ValueError):
+class ReleasedError(FoundExpected):
     """A checkpoint that cannot be imported or a model that cannot be exported: found, expected, mend."""
-
-    def __init__(self, where: Path | str, found: str, expected: str, mend: str) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}\n  mend: {mend}")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lib.config import EzHoiSettings
 from lib.engine.checkpoints import load_checkpoint, rng_state, save_checkpoint, seed_everything, set_rng_state
 from lib.engine.ema import Ema
 from lib.engine.progress import Progress
@@ -30,6 +29,7 @@ from lib.ezhoi.loss import interaction_loss
 from lib.ezhoi.model import EzHoi
 from lib.ezhoi.pairs import Instances, Pairs, assign_labels, enumerate_pairs, pair_prior
 from lib.runs import read_jsonl, write_text
+from lib.settings import EzHoiSettings
 
 Detector = Callable[[Tensor, Tensor], Instances]  # the two parts of Views -> instances in the R-frame
 

@@ -11,18 +11,16 @@ from typing import Any
 from safetensors.torch import load_file, save
 
 from lib.clip.load import ClipSpec
-from lib.config import EzHoiSettings
+from lib.errors import FoundExpected
 from lib.ezhoi.model import EzHoi
 from lib.runs import atomic_write, write_json
+from lib.settings import EzHoiSettings
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 
 
-class WeightsError(ValueError):
+class WeightsError(FoundExpected):
     """Weights that do not belong to the model which is to take them."""
-
-    def __init__(self, where: Path, found: str, expected: str, mend: str) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}\n  mend: {mend}")
 
 
 def save_model(

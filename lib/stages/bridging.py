@@ -35,10 +35,10 @@ from lib.bridge.text_bank import (
 )
 from lib.bridge.training import SAMPLER_SETTINGS, closed_form_bridge, train_bridge
 from lib.clip.text_space import TextSpace, clip_text_space
-from lib.config import Config
 from lib.engine.progress import Progress
 from lib.ezhoi.predict import PairTable, hoi_predictions
 from lib.runs import Artifact, Run, atomic_write, fingerprint
+from lib.settings import Config
 from lib.stages import inputs
 from lib.stages.detector import classes_of, evaluate, load_ezhoi, seen_training_set
 

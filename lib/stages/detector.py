@@ -11,7 +11,7 @@ import torch
 
 from lib.bridge.bundle import Bridge, check_compatible
 from lib.bridge.geometry import modality_mean
-from lib.config import Config
+from lib.data.descriptions import ClassTexts
 from lib.data.hico_det import HoiDataset
 from lib.engine.checkpoints import seed_everything
 from lib.evaluation.hico_det import ApResult, hico_det_ap, per_class_table, summarise
@@ -24,6 +24,7 @@ from lib.ezhoi.predict import BOXES_H, BOXES_O, PairTable, hoi_predictions, pred
 from lib.ezhoi.train import train_ezhoi
 from lib.ezhoi.weights import WEIGHTS, load_model_weights, read_record, save_model
 from lib.runs import Artifact, Run, atomic_write, file_sha256, fingerprint
+from lib.settings import Config
 from lib.stages import inputs
 
 # settings of the ezhoi section that do not change the trained weights
@@ -43,7 +44,8 @@ def ezhoi(cfg: Config, run: Run) -> Artifact:
     }
     settings["validation_images"] = cfg.data.validation_images
     unseen = inputs.unseen(cfg, run)
-    settings["texts"] = fingerprint("texts", asdict(inputs.class_texts(cfg, run, data, unseen)))
+    texts = inputs.class_texts(cfg, run, data, unseen)
+    settings["texts"] = fingerprint("texts", asdict(texts))
 
     if cfg.ezhoi.bridge:
         parents.append(file_sha256(Path(cfg.ezhoi.bridge) / "bridge.json"))
@@ -53,7 +55,7 @@ def ezhoi(cfg: Config, run: Run) -> Artifact:
 
     def make(folder: Path) -> dict:
         seen_data, valid = seen_training_set(cfg, run, data)
-        model = new_model(cfg, run, data)
+        model = new_model(cfg, run, data, texts=texts)
         bridge = training_bridge(cfg, run, model, seen_data)
         live = _live_detector(cfg, run, data) if cfg.ezhoi.detections == "live" else None
         samples = HoiSamples(
@@ -155,7 +157,9 @@ def fit_set(cfg: Config, run: Run, data: HoiDataset) -> HoiDataset:
     return replace(kept, images=kept.images[-count:]) if count else kept.subset(cfg.evaluation.fit_images)
 
 
-def new_model(cfg: Config, run: Run, data: HoiDataset, weights: str | Path = "") -> EzHoi:
+def new_model(
+    cfg: Config, run: Run, data: HoiDataset, weights: str | Path = "", texts: ClassTexts | None = None
+) -> EzHoi:
     """An EZ-HOI with its random draws fixed by the seed, then with the weights of a folder (`ezhoi.init_from`).
 
     Class rows come with the weights: descriptions, from which new ones are chosen, may differ in their last bits.
@@ -164,7 +168,7 @@ def new_model(cfg: Config, run: Run, data: HoiDataset, weights: str | Path = "")
     rows = np.array(read_record(weights)["rows"], np.int64) if weights else None
     seed_everything(cfg.seed)
     unseen = inputs.unseen(cfg, run)
-    texts = inputs.class_texts(cfg, run, data, unseen)
+    texts = texts or inputs.class_texts(cfg, run, data, unseen)
     clip = inputs.clip_model(cfg, run)
     model = build_ezhoi(clip, data.vocabulary, texts, unseen, cfg.ezhoi, rows)
     if weights:

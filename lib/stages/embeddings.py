@@ -13,10 +13,10 @@ from PIL import Image
 from lib.analysis.embeddings import EmbeddingTable
 from lib.analysis.gap_report import gap_changes, gap_report
 from lib.analysis.projections import project
-from lib.config import Config
 from lib.data.images import read_image
 from lib.ezhoi.predict import BOXES_H, BOXES_O, PairTable
 from lib.runs import Artifact, Run, atomic_write
+from lib.settings import Config
 from lib.stages import inputs
 from lib.stages.bridging import load_bridge, workplace
 from lib.stages.detector import load_ezhoi

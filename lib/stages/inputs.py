@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 from lib.clip.load import WEIGHTS_FILE, ClipModel, load_clip
 from lib.clip.text import encode_text
 from lib.clip.tokens import encode_image, preprocess
-from lib.config import Config, load_config
+from lib.config import load_config
 from lib.data.captions import read_captions
 from lib.data.descriptions import (
     ClassTexts,
@@ -41,6 +41,7 @@ from lib.ezhoi.batches import as_fractions
 from lib.features.extract import extract_features
 from lib.features.store import FeatureStore
 from lib.runs import Artifact, Run, file_sha256
+from lib.settings import Config
 
 PROJECT = Path(__file__).parents[2]
 

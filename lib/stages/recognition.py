@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lib.analysis.recognition import by_examples, row_metrics
-from lib.config import Config, ConfigError, DefrSettings
+from lib.config import ConfigError
 from lib.data.hico_det import HoiDataset
 from lib.data.images import read_image
 from lib.defr.detect import detect_pairs
@@ -40,6 +40,7 @@ from lib.detection.table import DetectionTable
 from lib.evaluation.hico_det import hico_det_ap, summarise
 from lib.evaluation.recognition import read_array, recognition_ap
 from lib.runs import Artifact, Run, atomic_write, file_sha256
+from lib.settings import Config, DefrSettings
 from lib.stages import inputs
 
 LABELS, WEIGHTS, SCORES = "labels.npz", "model.safetensors", "scores.npz"

@@ -31,15 +31,13 @@ def run_table(path: Path | str, root: Path, overrides: Sequence[str] = ()) -> tu
     os.environ[HEADLESS] = "1"
     plan, root, rows = sweep.read_sweep(path, overrides), root.resolve(), []
     cfg, run = inputs.open_run(plan.config, str(root / "shared"), plan.common)
-    shared = [inputs.models(cfg, run)] if not cfg.clip.source else []
-    shared += [inputs.world(cfg, run)] if not cfg.data.root else []
+    if not cfg.clip.source:
+        inputs.models(cfg, run)
+    if not cfg.data.root:
+        inputs.world(cfg, run)
     for point in plan.points:
+        sweep.link_shared(root / "shared", root / point.name)
         cfg, run = inputs.open_run(plan.config, str(root / point.name), point.overrides)
-        for artifact in shared:
-            if not (run.root / artifact.kind).exists():
-                (run.root / artifact.kind).symlink_to(
-                    os.path.relpath(artifact.path, run.root), target_is_directory=True
-                )
         recognition.labels(cfg, run)
         for variant in cfg.defr.variants:
             recognition.defr(cfg, run, variant)

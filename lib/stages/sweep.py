@@ -99,6 +99,14 @@ def prepare(config: str, root: Path, overrides: Sequence[str]) -> None:
         inputs.detections(cfg, run, split)
 
 
+def link_shared(shared: Path, folder: Path) -> None:
+    """Link what all points share into the run folder of one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in SHARED:
+        if (shared / kind).exists() and not (folder / kind).exists():
+            (folder / kind).symlink_to(os.path.relpath(shared / kind, folder), target_is_directory=True)
+
+
 def run_point(
     config: str, root: Path, point: Point, threads: int, measure: str = "ezhoi"
 ) -> dict[str, dict[str, float]]:
@@ -106,11 +114,7 @@ def run_point(
     os.environ[HEADLESS] = "1"
     torch.set_num_threads(threads)
     folder = root / point.name
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in SHARED:
-        source = root / "shared" / kind
-        if source.exists() and not (folder / kind).exists():
-            (folder / kind).symlink_to(os.path.relpath(source, folder), target_is_directory=True)
+    link_shared(root / "shared", folder)
     cfg, run = inputs.open_run(config, str(folder), point.overrides)
     detector.ezhoi(cfg, run)
     detector.pairs(cfg, run, "test")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.config import Config
 from lib.runs import Run, write_json
+from lib.settings import Config
 from lib.stages import inputs
 from lib.stages.tiny_quality import clip_quality, detr_quality
 

@@ -12,7 +12,7 @@ from lib.analysis.palette import CLASSES, categories, save_figure
 from lib.analysis.pictures import draw_pairs, patch_similarity_map
 from lib.analysis.projections import project
 from lib.analysis.scatter import projection_panels, state_panel
-from lib.config import AnalysisSettings
+from lib.settings import AnalysisSettings
 
 
 def texts(fig) -> str:

@@ -7,7 +7,7 @@ import pytest
 from lib.analysis.embeddings import EmbeddingTable, normalised
 from lib.analysis.gap_report import METRICS, gap_changes, gap_metrics, gap_report, gap_table
 from lib.analysis.summary import findings, text_summary, verdict
-from lib.config import AnalysisSettings
+from lib.settings import AnalysisSettings
 
 SETTINGS = AnalysisSettings(bootstrap=60)
 

@@ -18,7 +18,7 @@ from lib.bridge.samplers import sample
 from lib.bridge.student import noised_texts, train_student
 from lib.bridge.text_bank import TextBank
 from lib.bridge.training import train_bridge
-from lib.config import BridgeSettings
+from lib.settings import BridgeSettings
 
 SETTINGS = BridgeSettings(
     width=32, depth=2, steps=300, batch=64, lr=3e-3, validate_every=300, entry_step=60, student_pairs=400

@@ -11,7 +11,7 @@ from lib.bridge.architectures import architecture_of, build_denoiser
 from lib.bridge.denoisers import PrototypeDenoiser, ResidualMlp
 from lib.bridge.diffusion import Schedule, variant_of
 from lib.bridge.unet1d import Unet1d
-from lib.config import BridgeSettings
+from lib.settings import BridgeSettings
 
 
 @pytest.mark.parametrize(("dim", "parameters"), [(512, 4_037_313), (768, 4_070_081), (1024, 4_102_849)])

@@ -15,8 +15,8 @@ from lib.bridge.geometry import modality_mean
 from lib.bridge.student import entering_directions, noised_texts, train_student, walk
 from lib.bridge.text_bank import TextBank
 from lib.bridge.training import closed_form_bridge
-from lib.config import BridgeSettings
 from lib.runs import read_jsonl
+from lib.settings import BridgeSettings
 
 SETTINGS = BridgeSettings(
     width=32, depth=2, steps=60, batch=64, lr=3e-3, log_every=7, validate_every=20, entry_step=300, student_pairs=500

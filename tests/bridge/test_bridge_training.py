@@ -14,9 +14,9 @@ from lib.bridge.bundle import Bridge
 from lib.bridge.diffusion import BUCKETS
 from lib.bridge.text_bank import TextBank
 from lib.bridge.training import closed_form_bridge, split_texts, train_bridge
-from lib.config import BridgeSettings
 from lib.engine.ema import Ema
 from lib.runs import read_jsonl
+from lib.settings import BridgeSettings
 
 SETTINGS = BridgeSettings(
     width=32, depth=2, steps=60, batch=32, lr=3e-3, held_out=0.1, log_every=7, validate_every=20, entry_step=300

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from lib.clip.load import load_clip
 from lib.clip.text import encode_text
-from lib.config import DefrSettings
 from lib.data.vocabulary import Vocabulary
 from lib.defr.embeddings import EmbeddingsError, LanguageRows, load_embeddings, save_embeddings
 from lib.defr.text import class_sentences, clip_rows, ensemble, language_model_rows, language_rows
+from lib.settings import DefrSettings
 
 VOCABULARY = Vocabulary(
     ("person", "sports_ball"), ("no_interaction", "sit_on", "throw"), np.array([1, 1, 1]), np.array([1, 2, 0])

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from lib.clip.load import load_clip
 from lib.clip.tokens import encode_image
-from lib.config import DefrSettings
 from lib.defr.box_mask import class_token_mask, hidden_cells, masked_features
 from lib.defr.embeddings import LanguageRows
 from lib.defr.model import build_defr
 from lib.defr.towers import ClipTower, TimmTower, resize_positions
+from lib.settings import DefrSettings
 
 TIMM = "vit_tiny_patch16_224"
 

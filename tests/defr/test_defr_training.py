@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lib.clip.load import load_clip
-from lib.config import Config, DefrSettings, WorldSettings, to_yaml
+from lib.config import to_yaml
 from lib.data.hico_det import read_hico_det
 from lib.data.stick_world import render_world
 from lib.defr import train as training
@@ -29,6 +29,7 @@ from lib.defr.train import NonFiniteLoss, restart_cosine, step_batches, train_de
 from lib.detection.table import Detections, DetectionTable
 from lib.evaluation.hico_det import hico_det_ap
 from lib.runs import read_jsonl
+from lib.settings import Config, DefrSettings, WorldSettings
 from lib.stages.tiny_models import unpack_clip
 
 FRAME = Frame(64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -14,7 +14,6 @@ from lib.bridge.geometry import Geometry, modality_mean
 from lib.clip.load import load_clip
 from lib.clip.text_space import TextSpace
 from lib.clip.tokens import encode_image, preprocess
-from lib.config import EzHoiSettings
 from lib.data.descriptions import ClassTexts
 from lib.data.hico_det import HoiDataset, HoiImage
 from lib.data.vocabulary import Vocabulary
@@ -27,6 +26,7 @@ from lib.ezhoi.train import train_ezhoi, training_loss
 from lib.features.extract import extract_features
 from lib.features.store import FeatureStore
 from lib.runs import read_jsonl
+from lib.settings import EzHoiSettings
 
 VOCABULARY = Vocabulary(("person", "ball", "kite"), ("hold", "throw"), np.array([1, 1, 2]), np.array([0, 1, 0]))
 TEXTS = ClassTexts(["arm up", "arm back", "line in hand"], {})

@@ -14,7 +14,6 @@ from transformers import DetrForObjectDetection
 from lib.clip.load import load_clip
 from lib.clip.tokens import encode_image
 from lib.clip.tokens import preprocess as clip_preprocess
-from lib.config import EzHoiSettings
 from lib.data.descriptions import ClassTexts
 from lib.data.hico_det import HoiDataset, HoiImage
 from lib.data.vocabulary import Vocabulary
@@ -30,6 +29,7 @@ from lib.ezhoi.pairs import Instances
 from lib.ezhoi.train import train_ezhoi
 from lib.features.extract import extract_features
 from lib.features.store import FeatureStore
+from lib.settings import EzHoiSettings
 
 VOCABULARY = Vocabulary(("person", "ball", "kite"), ("hold", "throw"), np.array([1, 1, 2]), np.array([0, 1, 0]))
 CLASSES = scored_classes(VOCABULARY)

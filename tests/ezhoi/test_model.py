@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from lib.clip.load import load_clip
 from lib.clip.text import encode_text, encode_tokens
 from lib.clip.tokens import encode_image
-from lib.config import PRESETS, EzHoiSettings
 from lib.data.descriptions import ClassTexts, Difference
 from lib.data.vocabulary import Vocabulary
 from lib.ezhoi.classes import scored_classes
@@ -20,6 +19,7 @@ from lib.ezhoi.model import build_ezhoi
 from lib.ezhoi.pairs import Instances, Pairs, enumerate_pairs
 from lib.ezhoi.text import select_rows
 from lib.ezhoi.weights import WeightsError, load_model_weights, save_model
+from lib.settings import PRESETS, EzHoiSettings
 
 VOCABULARY = Vocabulary(
     ("person", "bicycle", "dog", "bench"),

@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional as F
 
 from lib.clip.load import ClipModel, load_clip, read_spec, tokenizer_of
-from lib.config import PRESETS, EzHoiSettings
 from lib.data.descriptions import ClassTexts, template_act_descriptors, template_descriptions
 from lib.data.vocabulary import Vocabulary
 from lib.ezhoi.adapters import BottleneckAdapter, DecoderLayer, InstanceAdapter
@@ -27,6 +26,7 @@ from lib.ezhoi.released import (
     read_released,
 )
 from lib.ezhoi.weights import load_model_weights, read_record
+from lib.settings import PRESETS, EzHoiSettings
 
 TINY = "random:configs/clip/tiny-clip.json"
 LEARNER = "clip_head.prompt_learner."

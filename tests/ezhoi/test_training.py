@@ -11,7 +11,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lib.clip.load import load_clip
 from lib.clip.tokens import encode_image, preprocess
-from lib.config import EzHoiSettings
 from lib.data.descriptions import ClassTexts, Difference
 from lib.data.hico_det import HoiDataset, HoiImage
 from lib.data.vocabulary import Vocabulary
@@ -26,6 +25,7 @@ from lib.ezhoi.predict import PairTable, hoi_predictions, predict_pairs
 from lib.features.extract import extract_features
 from lib.features.store import FeatureStore
 from lib.runs import read_jsonl
+from lib.settings import EzHoiSettings
 
 VOCABULARY = Vocabulary(("person", "ball", "kite"), ("hold", "throw"), np.array([1, 1, 2]), np.array([0, 1, 0]))
 TEXTS = ClassTexts(["arm up", "arm back", "line in hand"], {2: Difference(0, ["It is on a line."])})

@@ -22,7 +22,6 @@ from torchvision.ops import box_convert
 from lib.clip.load import ClipModel, load_clip
 from lib.clip.released import convert_openai
 from lib.clip.text import encode_text, tokenize
-from lib.config import EzHoiSettings
 from lib.data.vocabulary import Vocabulary
 from lib.ezhoi.batches import HoiBatch
 from lib.ezhoi.classes import ScoredClasses, scored_classes
@@ -33,6 +32,7 @@ from lib.ezhoi.released import export_released, import_released, read_released
 from lib.ezhoi.released_format import public_name
 from lib.ezhoi.text import select_rows
 from lib.ezhoi.train import training_loss
+from lib.settings import EzHoiSettings
 
 from .recipe import BESIDE, arrays, close, content, digest_close, folder_with, needs, state
 

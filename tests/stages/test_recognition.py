@@ -9,10 +9,11 @@ import torch
 
 from lib.analysis.attention import class_attention
 from lib.analysis.recognition import by_examples, label_map, row_metrics
-from lib.config import DEFR_VARIANTS, ConfigError, DefrSettings, load_config
+from lib.config import ConfigError, load_config
 from lib.data.vocabulary import Vocabulary
 from lib.defr.labels import ABSENT, AMBIGUOUS, POSITIVE, UNKNOWN, RecognitionLabels, few_shot, save_labels
 from lib.defr.towers import ClipTower, TimmTower
+from lib.settings import DEFR_VARIANTS, DefrSettings
 from lib.stages import inputs, recognition, recognition_sweep, sweep
 
 LIMITS = ("data.train_limit=40", "data.test_limit=12", "data.world.train_images=170", "defr.images=16")

@@ -9,14 +9,14 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lib.settings import PRESETS, Config
+from lib.settings import PRESETS, STRATEGIES, Config
 
 
 class ConfigError(ValueError):
@@ -26,9 +26,8 @@ class ConfigError(ValueError):
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then overrides such as `ezhoi.epochs=3`.
 
-    `ezhoi.preset` sets several keys at once where it is named: below the other keys of a file that names it, above
-    everything before an override that names it.
-
+    `strategy` and `ezhoi.preset` set several keys at once where they are named: below the other keys of a file that
+    names them, above everything before an override that names them.
 
     Raises ConfigError naming the source, the key, the nearest valid key or the expected type.
     """
@@ -62,15 +61,22 @@ def describe() -> Iterator[tuple[str, str, str, str]]:
 def _merge(tree: Any, new: Any, source: str) -> Any:
     for key in _leaf_keys(OmegaConf.to_container(new), ""):
         _check_key(key, source)
-    preset = OmegaConf.select(new, "ezhoi.preset")
-    if preset is not None and preset not in PRESETS:
-        raise ConfigError(f"{source}: ezhoi.preset: found {preset!r}, expected one of {[n for n in PRESETS if n]}")
+    strategy = _named(new, "strategy", STRATEGIES, source)
+    preset = _named(OmegaConf.merge(strategy, new), "ezhoi.preset", PRESETS, source)
     try:
-        return OmegaConf.merge(tree, {"ezhoi": PRESETS[preset or ""]}, new)
+        return OmegaConf.merge(tree, {"ezhoi": preset}, strategy, new)
     except OmegaConfBaseException as error:
         key = error.full_key or "?"
         expected = {name: f"{kind} (default {default})" for name, kind, default, _ in describe()}.get(key, "a section")
         raise ConfigError(f"{source}: {key}: {str(error).splitlines()[0]}; expected {expected}") from None
+
+
+def _named(new: Any, key: str, groups: Mapping[str, dict], source: str) -> dict:
+    """The settings behind the name that `new` gives to `key`; none where it gives none."""
+    name = OmegaConf.select(new, key)
+    if name is not None and name not in groups:
+        raise ConfigError(f"{source}: {key}: found {name!r}, expected one of {[n for n in groups if n]}")
+    return groups[name or ""]
 
 
 def _check_key(key: str, source: str) -> None:

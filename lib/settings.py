@@ -118,7 +118,7 @@ class EzHoiSettings:
     log_every: int = 10  # steps between two lines of the loss history
 
     # a bridge inside training
-    bridge: str = ""  # folder of a trained bridge that pair features pass during training; empty = none
+    bridge: str = ""  # bridge that pair features pass in training: a folder | captions (trained first); empty = none
     bridge_grad: str = "straight_through"  # none (as the public fork: only the scale learns) | straight_through | full
     bridge_steps: list[int] = field(default_factory=list)  # its evaluations in epoch 1, 2, ...; the last one repeats
     bridge_eval: str = "same"  # the bridge in evaluation: same (as in training) | none | folder of another one
@@ -137,6 +137,30 @@ PRESETS: dict[str, dict[str, Any]] = {
     "prefix_unseen": {"text_prompts": "prefix", "unseen_prompts": True, "semantic_weight": 150.0},
     # constant prompts, but an adapter behind the text tower
     "text_adapter": {"text_prompts": "off", "text_adapter": True, "semantic_weight": 150.0},
+}
+
+
+# the ways in which a bridge and EZ-HOI training meet, by name (docs/bridge.md)
+_CAPTION_BRIDGE = {"preset": "released", "bridge": "captions", "bridge_grad": "straight_through"}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "": {},
+    # the bridge is trained last, on the text as EZ-HOI left it
+    "evaluate_with": {"ezhoi": {"bridge": "", "bridge_eval": "same"}},
+    # the bridge of captions first, EZ-HOI trained around it
+    "train_with": {"ezhoi": _CAPTION_BRIDGE},
+    # as published: 600 evaluations, text mean off vision, and nothing but the scale learns through it
+    "train_with_public": {
+        "ezhoi": _CAPTION_BRIDGE | {"bridge_grad": "none"},
+        "bridge": {"center": "text", "solver": "public", "entry_step": 600, "num_steps": 600},
+    },
+    # trained around the bridge, evaluated without
+    "evaluate_without": {"ezhoi": _CAPTION_BRIDGE | {"bridge_eval": "none"}},
+    # a trained baseline (ezhoi.init_from) trained on for three epochs around the bridge
+    "fine_tune": {"ezhoi": _CAPTION_BRIDGE | {"epochs": 3, "lr_vit": 1e-5, "lr_head": 1e-5}},
+    # more evaluations in later epochs
+    "growing_steps": {"ezhoi": _CAPTION_BRIDGE | {"bridge_steps": [3, 3, 3, 3, 3, 3, 6]}},
+    # an exact gradient through few evaluations
+    "exact_gradient": {"ezhoi": _CAPTION_BRIDGE | {"bridge_grad": "full"}, "bridge": {"num_steps": 5}},
 }
 
 
@@ -244,6 +268,10 @@ class EvaluationSettings:
 
     entry_steps: list[int] = field(default_factory=lambda: [50, 100, 300, 600])  # depths tried with the default budget
     step_budgets: list[int] = field(default_factory=lambda: [1, 2, 6, 20])  # numbers of evaluations tried
+    centers: list[str] = field(default_factory=lambda: ["own", "text", "none"])  # of the grid on validation pairs
+    scales: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])  # of the grid: radius walked / radius learnt
+    ensemble: float = 0.7  # share of the bridge in the fixed ensemble, 0 to 1
+    bootstrap: int = 1000  # draws of the test images behind every 95 % interval of an mAP
     fit_images: int = 600  # training images that fit the blend where data.validation_images is 0
 
 
@@ -266,6 +294,7 @@ class AnalysisSettings:
 class Config:
     """The whole tree."""
 
+    strategy: str = ""  # how a bridge and EZ-HOI training meet; see STRATEGIES, applied below the file's own keys
     seed: int = 0  # seeds every random stream of every stage
     device: str = "auto"  # auto | cpu | cuda | cuda:1
     threads: int = 0  # CPU threads of torch; 0 = torch's own choice

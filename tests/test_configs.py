@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.config import load_config
+from lib.config import ConfigError, load_config
 from lib.evaluation.published import MEMORY, PUBLISHED, SETTINGS, VCOCO
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -80,3 +80,16 @@ def test_vcoco_numbers(tower):
     row = found.get("EZ-HOI") or found["ADA-CM"]
     assert f"AP_role {row.scenario_1} (scenario 1) / {row.scenario_2} (scenario 2)" in head
     assert row.method in head and (row.source == MEMORY) == ("not verified" in head)
+
+
+def test_a_strategy_sets_several_sections_below_what_is_written_beside_it(tmp_path):
+    config = load_config(None, ["strategy=train_with_public"])
+    assert (config.ezhoi.bridge, config.ezhoi.bridge_grad, config.ezhoi.text_prompts) == ("captions", "none", "off")
+    assert (config.bridge.center, config.bridge.num_steps) == ("text", 600)
+    assert config.ezhoi.round_prompts  # the preset that the strategy names
+    file = tmp_path / "mine.yaml"
+    file.write_text("strategy: fine_tune\nezhoi:\n  epochs: 5\n")
+    assert (load_config(file).ezhoi.epochs, load_config(file).ezhoi.lr_head) == (5, 1e-5)
+    assert load_config(file, ["strategy=exact_gradient"]).ezhoi.bridge_grad == "full"
+    with pytest.raises(ConfigError, match="strategy: found 'train_wth', expected one of .*'train_with'"):
+        load_config(None, ["strategy=train_wth"])

@@ -185,8 +185,10 @@ METHOD_LABEL = {
     "ezhoi": "EZ-HOI",
     "centred": "EZ-HOI + centring",
     "bridge": "EZ-HOI + bridge",
+    "ensemble": "EZ-HOI + bridge, fixed ensemble",
     "bridge_raw": "EZ-HOI + bridge, raw text",
     "wrong_order": "EZ-HOI + wrong-order bridge",
+    "wrong_mean": "EZ-HOI + bridge, text mean off vision",
     "prototype": "EZ-HOI + closed-form bridge",
     "vision_control": "EZ-HOI + bridge of vision (control)",
 }

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lib.bridge.architectures import build_denoiser
 from lib.bridge.diffusion import SCHEDULE_ID, Schedule, variant_of
 from lib.bridge.geometry import TRANSFORM_ID, Geometry, modality_mean, moving_mean, normalise
-from lib.bridge.samplers import check_sampler, sample
+from lib.bridge.samplers import check_denoiser, check_sampler, sample
 from lib.bridge.self_test import (
     FIXED_POINT,
     LOSS_FLOOR,
@@ -39,6 +39,7 @@ from lib.bridge.self_test import (
 from lib.bridge.text_bank import tensor_sha256
 from lib.clip.text_space import TextSpace
 from lib.runs import atomic_write, code_revision, file_sha256, write_json
+from lib.settings import BridgeSettings
 
 SCHEMA = 2
 MAX_TEXT_OFFSET = 0.05  # length of the mean of G(text) around the right mean, less that of a random draw
@@ -52,7 +53,8 @@ class Bridge:
     architecture: record for `build_denoiser`. text_space: of the texts the denoiser learnt.
     entry_step, num_steps, solver, last_step: see `samplers.sample`. provenance: corpus, training and
         weights records.
-    chunk: rows that go through the network at once.
+    chunk: rows that go through the network at once. pad_to_bucket: few batch sizes, for a compiled or captured
+        network (`samplers.pad_rows`).
     """
 
     denoiser: nn.Module
@@ -61,16 +63,18 @@ class Bridge:
     schedule: Schedule
     text_space: TextSpace
     entry_step: int = 600
-    num_steps: int = 6
-    solver: str = "sphere_2m"
+    num_steps: int = 12
+    solver: str = "sphere_pc"
     last_step: int = 20
     provenance: dict[str, Any] = field(default_factory=dict)
     probes: TextProbes | None = None
     fixed_outputs: FixedOutputs | None = None
     chunk: int = 4096
+    pad_to_bucket: bool = False
 
     def __post_init__(self) -> None:
         check_sampler(self.solver, self.entry_step, self.num_steps, len(self.schedule))
+        check_denoiser(self.denoiser, self.solver, self.entry_step)
         self.denoiser.eval().requires_grad_(False)
 
     @property
@@ -86,7 +90,7 @@ class Bridge:
         """
         x = self.geometry.vision(features)  # (P, D)
         settings = {"entry_step": self.entry_step, "num_steps": self.num_steps, "solver": self.solver}
-        settings |= {"last_step": self.last_step, "scale": self.geometry.scale}
+        settings |= {"last_step": self.last_step, "scale": self.geometry.scale, "pad_to_bucket": self.pad_to_bucket}
         parts = [sample(self.denoiser, part, self.schedule, **settings) for part in x.split(self.chunk)]
         return normalise(torch.cat(parts))
 
@@ -106,6 +110,13 @@ class Bridge:
         if "num_steps" not in settings and settings.get("solver", self.solver) != "public":
             settings["num_steps"] = min(self.num_steps, settings.get("entry_step", self.entry_step))
         return replace(self, **settings)
+
+    def with_settings(self, settings: BridgeSettings) -> Bridge:
+        """The same bridge centred and walked as a run's settings say; evaluations beyond the depth are left out."""
+        steps = settings.num_steps if settings.solver == "public" else min(settings.num_steps, settings.entry_step)
+        return self.with_center(settings.center).with_sampler(
+            entry_step=settings.entry_step, num_steps=steps, solver=settings.solver, last_step=settings.last_step
+        )
 
     def track_vision_mean(self, features: Tensor, decay: float = 0.99) -> Bridge:
         """The same bridge with its vision mean moved towards a batch of raw pair features [P, D]."""

@@ -304,7 +304,7 @@ def sample(
     entry_step: int,
     num_steps: int,
     scale: float,
-    solver: str = "sphere_2m",
+    solver: str = "sphere_pc",
     last_step: int = 20,
     on_step: OnStep | None = None,
     pad_to_bucket: bool = False,

@@ -12,7 +12,7 @@ The matching bridge for a detector is `adapted`; `captions` on a detector whose 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,19 +21,20 @@ import torch
 from torch import Tensor
 
 from lib.bridge.bundle import Bridge, check_compatible
-from lib.bridge.geometry import modality_mean, normalise
-from lib.bridge.samplers import sample
-from lib.bridge.scoring import Blend, class_cosines, fit_blend
+from lib.bridge.geometry import modality_mean
+from lib.bridge.scoring import Blend, Ensemble, class_cosines, fit_blend
 from lib.bridge.text_bank import (
     TextBank,
     adapted_bank,
     caption_bank,
+    embed,
     template_id,
     templates_of,
     text_mean,
     vision_control,
 )
 from lib.bridge.training import SAMPLER_SETTINGS, closed_form_bridge, train_bridge
+from lib.clip.text import encode_text
 from lib.clip.text_space import TextSpace, clip_text_space
 from lib.engine.progress import Progress
 from lib.ezhoi.predict import PairTable, hoi_predictions
@@ -100,6 +101,13 @@ def bridge(cfg: Config, run: Run, kind: str) -> Artifact:
     return run.artifact(f"bridge/{kind}", {"bridge": shaping, "seed": cfg.seed}, make, [bank])
 
 
+def before(cfg: Config, run: Run) -> None:
+    """Train the bridge of captions where EZ-HOI is to be trained around it afterwards (`ezhoi.bridge: captions`)."""
+    if cfg.ezhoi.bridge == "captions":
+        text_bank(cfg, run, "captions")
+        bridge(cfg, run, "captions")
+
+
 # ---------------------------------------------------------------- notebook 04
 
 
@@ -112,6 +120,8 @@ class Workplace:
     seen: Tensor  # [N_fit, C] bool: entries that may be fitted on (seen HOIs of the detected object)
     rows: dict[str, Tensor]  # "adapted": the detector's own class rows [K, D]; "plain": those of the frozen tower
     spaces: dict[str, TextSpace]  # of either
+    encode: dict[str, Callable[[Sequence[str]], Tensor]]  # of either: the live text tower with the bank's templates
+    classes: list[str]  # class sentences in the order of the vocabulary
     row_classes: Tensor  # [K, C]
     vision_mean: Tensor  # [D]
 
@@ -123,10 +133,15 @@ def workplace(cfg: Config, run: Run) -> Workplace:
     _, valid = seen_training_set(cfg, run, inputs.dataset(cfg, run, "train"))
     with torch.no_grad():
         rows = {"adapted": model.text().cpu(), "plain": model.text.plain.cpu()}
-    template = template_id(_templates(cfg))
+    clip, templates = inputs.clip_model(cfg, run), _templates(cfg)
+    template = template_id(templates)
     spaces = {
         "adapted": replace(model.text.space(run.existing("ezhoi").fingerprint), template=template),
-        "plain": clip_text_space(inputs.clip_model(cfg, run), template=template),
+        "plain": clip_text_space(clip, template=template),
+    }
+    encode = {
+        "adapted": lambda sentences: embed(model.text.encode, sentences, templates),
+        "plain": lambda sentences: embed(lambda texts: encode_text(clip, texts), sentences, templates),
     }
     return Workplace(
         fit,
@@ -134,6 +149,8 @@ def workplace(cfg: Config, run: Run) -> Workplace:
         valid[torch.tensor(fit.frame["object"].to_numpy())],
         rows,
         spaces,
+        encode,
+        inputs.dataset(cfg, run, "train").vocabulary.class_sentences(),
         (model.text.average > 0).float().cpu(),
         modality_mean(torch.from_numpy(fit.features)),
     )
@@ -154,16 +171,15 @@ def load_bridge(
         found = Bridge.load(run.existing(f"bridge/{kind}").path)
     if kind == "vision":  # learnt centred features; the class text keeps its own mean
         found = replace(found, geometry=replace(found.geometry, text_mean=text_mean(adapted)))
-    found = found.with_vision_mean(place.vision_mean)
-    found = found.with_center(cfg.bridge.center).with_sampler(
-        **{name: getattr(cfg.bridge, name) for name in ("entry_step", "num_steps", "solver", "last_step")}
-    )
+    found = found.with_vision_mean(place.vision_mean).with_settings(cfg.bridge)
     mismatch = check_compatible(
         found,
         place.spaces[texts],
         place.rows[texts].shape[1],
         scale=cfg.bridge.scale,
+        classes=place.classes,
         text_rows=place.rows[texts],
+        encode=place.encode[texts],
         features=torch.from_numpy(place.fit.features),
         allow_mismatch=allow_mismatch or cfg.bridge.allow_text_space_mismatch,
         command=f"make run RUN={run.root} SET='--notebooks 03' (trains bridge/adapted on this detector's own text)",
@@ -180,29 +196,44 @@ class Variant:
     seconds_per_pair: float
 
 
-def score_variant(
-    place: Workplace, bridge: Bridge, texts: str = "adapted", *, centring_only: bool = False, alone: bool = False
-) -> Variant:
-    """Blend the detector's logits with cosines in the bridge's space; fitted on seen entries of the fit pairs.
-
-    texts: class rows that bridged features meet. centring_only: leave the denoiser out. alone: the cosine replaces the
-    detector's logit instead of blending with it.
-    """
+def class_cosines_of(
+    place: Workplace, table: PairTable, bridge: Bridge, texts: str = "adapted", *, centring_only: bool = False
+) -> Tensor:
+    """Cosines [N, C] of the pairs of a table, bridged (or only centred), with the class rows named `texts`."""
     move = bridge.geometry.vision if centring_only else bridge
+    moved = move(torch.from_numpy(table.features))
+    return class_cosines(moved, place.rows[texts], place.row_classes, bridge.geometry)
 
-    def cosines(table: PairTable) -> Tensor:
-        moved = move(torch.from_numpy(table.features))
-        return class_cosines(moved, place.rows[texts], place.row_classes, bridge.geometry)
 
+def fit_on_seen(place: Workplace, cosines: Tensor, *, alone: bool = False) -> Blend:
+    """Blend of the detector's logits with cosines [N_fit, C], fitted on seen entries of the fit pairs.
+
+    alone: the cosine replaces the detector's logit instead of blending with it.
+    """
     logits, labels = torch.from_numpy(place.fit.logits), torch.from_numpy(place.fit.labels).float()
     if alone:
-        blend = fit_blend(torch.zeros_like(logits), cosines(place.fit), labels, place.seen, weights=1)
-    else:
-        blend = fit_blend(logits, cosines(place.fit), labels, place.seen)
+        return fit_blend(torch.zeros_like(logits), cosines, labels, place.seen, weights=1)
+    return fit_blend(logits, cosines, labels, place.seen)
+
+
+def score_variant(
+    place: Workplace, bridge: Bridge, texts: str = "adapted", *, centring_only: bool = False
+) -> tuple[Variant, Variant]:
+    """Test logits blended with the detector's, and those of the cosines alone; arguments as in `class_cosines_of`."""
+    fit = class_cosines_of(place, place.fit, bridge, texts, centring_only=centring_only)
     started = time.perf_counter()
-    found = cosines(place.test)
-    seconds = (time.perf_counter() - started) / max(len(found), 1)
-    return Variant(blend(torch.from_numpy(place.test.logits), found), blend, seconds)
+    test = class_cosines_of(place, place.test, bridge, texts, centring_only=centring_only)
+    seconds = (time.perf_counter() - started) / max(len(test), 1)
+    logits = torch.from_numpy(place.test.logits)
+    blends = (fit_on_seen(place, fit, alone=alone) for alone in (False, True))
+    blended, alone = (Variant(blend(logits, test), blend, seconds) for blend in blends)
+    return blended, alone
+
+
+def score_ensemble(place: Workplace, alone: Variant, weight: float) -> Variant:
+    """Scores with and without the bridge averaged at a fixed weight, as the old guide does; nothing is fitted."""
+    logits = Ensemble(weight)(torch.from_numpy(place.test.logits), alone.logits)
+    return Variant(logits, Blend(weight), alone.seconds_per_pair)
 
 
 def choose_entry_step(cfg: Config, run: Run, place: Workplace) -> pd.DataFrame:
@@ -211,7 +242,7 @@ def choose_entry_step(cfg: Config, run: Run, place: Workplace) -> pd.DataFrame:
     rows = []
     for depth in cfg.evaluation.entry_steps:
         walked = bridge.with_sampler(entry_step=depth)
-        blend = score_variant(place, walked).blend
+        blend = fit_on_seen(place, class_cosines_of(place, place.fit, walked))
         rows.append({"entry_step": depth, "fit_loss": blend.loss, "weight": blend.weight})
     return pd.DataFrame(rows)
 
@@ -231,7 +262,7 @@ def comparison(cfg: Config, run: Run) -> Artifact:
         depth = int(depths.loc[depths["fit_loss"].idxmin(), "entry_step"])
         data = inputs.dataset(cfg, run, "test")
         rows = []
-        with Progress("bridge variants", 2 * len(HEADLINE) - 1 + len(_ablations(cfg))) as progress:
+        with Progress("bridge variants", 2 * len(HEADLINE) - 2 + len(_ablations(cfg))) as progress:
             for name, variant, facts in _variants(cfg, run, place, depth):
                 table = hoi_predictions(place.test.frame, variant.logits, classes_of(cfg, data), cfg.ezhoi.prior_power)
                 atomic_write(folder / f"{name}.parquet", lambda stream, table=table: table.to_parquet(stream))
@@ -246,7 +277,16 @@ def comparison(cfg: Config, run: Run) -> Artifact:
     return run.artifact("predictions/bridges", settings, make, parents)
 
 
-HEADLINE = ("ezhoi", "centred", "bridge", "bridge_raw", "wrong_order", "prototype", "vision_control")
+# variant -> (bank of its bridge, class text it meets); beside them the detector, centring, and the fixed ensemble
+BRIDGED = {
+    "bridge": ("adapted", "adapted"),
+    "bridge_raw": ("captions", "plain"),
+    "wrong_order": ("captions", "adapted"),
+    "wrong_mean": ("adapted", "adapted"),
+    "prototype": ("prototype", "adapted"),
+    "vision_control": ("vision", "adapted"),
+}
+HEADLINE = ("ezhoi", "centred", "bridge", "ensemble", *list(BRIDGED)[1:])
 ON_PURPOSE = ("wrong_order", "vision_control")  # ablations whose text space is not the classifier's
 
 
@@ -266,23 +306,26 @@ def _variants(cfg: Config, run: Run, place: Workplace, depth: int) -> Iterator[t
         steps = (bridge.entry_step, bridge.num_steps) if bridge else (0, 0)
         return {"entry_step": steps[0], "num_steps": steps[1], "text_space_mismatch": mismatch}
 
-    kinds = {
-        "bridge": ("adapted", "adapted"), "bridge_raw": ("captions", "plain"), "wrong_order": ("captions", "adapted"),
-        "prototype": ("prototype", "adapted"), "vision_control": ("vision", "adapted"),
-    }  # fmt: skip
     yield "ezhoi", Variant(torch.from_numpy(place.test.logits), Blend(0.0), 0.0), facts(None)
-    for name, (kind, texts) in kinds.items():
+    for name, (kind, texts) in BRIDGED.items():
         found, mismatch = load_bridge(cfg, run, kind, place, texts, allow_mismatch=name in ON_PURPOSE)
         found = walked(found)
         if name == "bridge":
             matching = found
-        for suffix, alone in (("", False), ("_alone", True)):
-            if name == "bridge":
-                yield f"centred{suffix}", score_variant(place, found, centring_only=True, alone=alone), facts(None)
-            yield f"{name}{suffix}", score_variant(place, found, texts, alone=alone), facts(found, mismatch)
+        if name == "wrong_mean":  # the text mean taken off vision, as the public fork does
+            found = found.with_center("text")
+        if name == "bridge":
+            blended, alone = score_variant(place, found, centring_only=True)
+            yield "centred", blended, facts(None)
+            yield "centred_alone", alone, facts(None)
+        blended, alone = score_variant(place, found, texts)
+        yield name, blended, facts(found, mismatch)
+        yield f"{name}_alone", alone, facts(found, mismatch)
+        if name == "bridge":
+            yield "ensemble", score_ensemble(place, alone, cfg.evaluation.ensemble), facts(found, mismatch)
     for kind, sampler in _ablations(cfg):
         tried = walked(matching, **sampler)
-        yield f"{kind}_{next(iter(sampler.values()))}", score_variant(place, tried), facts(tried)
+        yield f"{kind}_{next(iter(sampler.values()))}", score_variant(place, tried)[0], facts(tried)
 
 
 def evaluate_comparison(cfg: Config, run: Run) -> pd.DataFrame:
@@ -300,45 +343,3 @@ def evaluate_comparison(cfg: Config, run: Run) -> pd.DataFrame:
             run.record("ablation", **{f"{name}_{key}": value for key, value in scores.items()})
         rows.append(row | {key: scores.get(key, float("nan")) for key in ("mAP_full", "mAP_unseen", "mAP_seen")})
     return pd.DataFrame(rows)
-
-
-def nearest_texts(cfg: Config, run: Run, kind: str, count: int = 8) -> pd.DataFrame:
-    """Sentences of the bank nearest to samples walked from pure noise: does the denoiser know the text?"""
-    bank, bridge = (
-        TextBank.load(run.existing(f"text_bank/{kind}").path),
-        Bridge.load(run.existing(f"bridge/{kind}").path),
-    )
-    noise = normalise(torch.randn(count, bank.dim, generator=torch.Generator().manual_seed(cfg.seed)))
-    settings = {"entry_step": len(bridge.schedule), "num_steps": 20, "solver": bridge.solver}
-    samples = normalise(
-        sample(bridge.denoiser, noise, bridge.schedule, last_step=0, scale=bridge.geometry.scale, **settings)
-    )
-    texts = bridge.geometry.text(bank.vectors)
-    before, (after, nearest) = (noise @ texts.T).amax(dim=1), (samples @ texts.T).max(dim=1)
-    columns = {
-        "nearest text": [bank.labels[i] for i in nearest.tolist()],
-        "cosine": after,
-        "cosine of the noise": before,
-    }
-    return pd.DataFrame(columns)
-
-
-def against_closed_form(cfg: Config, run: Run, kind: str = "adapted", count: int = 512) -> pd.DataFrame:
-    """How much of the text has the denoiser learnt by heart? The trained bridge beside the closed-form optimum.
-
-    Both carry the same `count` fit pairs. One row a denoiser: cosine to the nearest text of the bank, share of pairs
-    that land on one (cosine above 0.99), and cosine to where the closed form takes the same pair. A network that
-    repeats its texts behaves as the closed form does.
-    """
-    bank = TextBank.load(run.existing(f"text_bank/{kind}").path)
-    features = torch.from_numpy(PairTable.load(run.existing("pairs/fit").path).features)
-    mean = modality_mean(features)
-    closed = closed_form_bridge(bank, cfg.bridge).with_vision_mean(mean)
-    trained = Bridge.load(run.existing(f"bridge/{kind}").path).with_vision_mean(mean).with_center(cfg.bridge.center)
-    optimum, texts = closed(features[:count]), closed.geometry.text(bank.vectors)
-    rows = []
-    for name, moved in (("trained", trained(features[:count])), ("closed form", optimum)):
-        nearest = (moved @ texts.T).amax(dim=1)
-        row = {"nearest text": nearest, "on a text": nearest > 0.99, "cosine to closed form": (moved * optimum).sum(1)}
-        rows.append({"denoiser": name} | {key: float(value.float().mean()) for key, value in row.items()})
-    return pd.DataFrame(rows).set_index("denoiser")

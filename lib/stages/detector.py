@@ -48,7 +48,7 @@ def ezhoi(cfg: Config, run: Run) -> Artifact:
     settings["texts"] = fingerprint("texts", asdict(texts))
 
     if cfg.ezhoi.bridge:
-        parents.append(file_sha256(Path(cfg.ezhoi.bridge) / "bridge.json"))
+        parents.append(file_sha256(bridge_folder(cfg, run) / "bridge.json"))
         settings["bridge"] = {"center": cfg.bridge.center, "entry_step": cfg.bridge.entry_step}
     if cfg.ezhoi.init_from:
         parents.append(file_sha256(Path(cfg.ezhoi.init_from) / WEIGHTS))
@@ -81,6 +81,11 @@ def ezhoi(cfg: Config, run: Run) -> Artifact:
     return run.artifact("ezhoi", settings, make, parents)
 
 
+def bridge_folder(cfg: Config, run: Run) -> Path:
+    """The folder that `ezhoi.bridge` names; `captions` is the run's own, trained before EZ-HOI (`bridging.before`)."""
+    return run.existing("bridge/captions").path if cfg.ezhoi.bridge == "captions" else Path(cfg.ezhoi.bridge)
+
+
 def training_bridge(cfg: Config, run: Run, model: EzHoi, data: HoiDataset, images: int = 256) -> Bridge | None:
     """The bridge of `ezhoi.bridge`, entered at `bridge.entry_step`; None without one.
 
@@ -89,11 +94,7 @@ def training_bridge(cfg: Config, run: Run, model: EzHoi, data: HoiDataset, image
     """
     if not cfg.ezhoi.bridge:
         return None
-    bridge = Bridge.load(cfg.ezhoi.bridge, inputs.device(cfg)).with_center(cfg.bridge.center)
-    bridge = bridge.with_sampler(
-        entry_step=cfg.bridge.entry_step, num_steps=min(cfg.bridge.num_steps, cfg.bridge.entry_step),
-        solver=cfg.bridge.solver, last_step=cfg.bridge.last_step,
-    )  # fmt: skip
+    bridge = Bridge.load(bridge_folder(cfg, run), inputs.device(cfg)).with_settings(cfg.bridge)
     check_compatible(
         bridge, model.text.space("in training"), len(bridge.geometry.text_mean),
         allow_mismatch=cfg.bridge.allow_text_space_mismatch,

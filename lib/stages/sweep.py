@@ -116,6 +116,7 @@ def run_point(
     folder = root / point.name
     link_shared(root / "shared", folder)
     cfg, run = inputs.open_run(config, str(folder), point.overrides)
+    bridging.before(cfg, run)
     detector.ezhoi(cfg, run)
     detector.pairs(cfg, run, "test")
     scores = {"ezhoi": detector.ezhoi_scores(cfg, run)}

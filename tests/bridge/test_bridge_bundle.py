@@ -36,7 +36,7 @@ def bridge(raw_text: RawText, space: TextSpace, schedule: Schedule) -> Bridge:
 def test_call_is_centre_sample_normalise(bridge: Bridge, raw_text: RawText) -> None:
     features = raw_text(7, 16, seed=2)
     x0 = sample(
-        bridge.denoiser, bridge.geometry.vision(features), bridge.schedule, entry_step=600, num_steps=6, scale=5.0
+        bridge.denoiser, bridge.geometry.vision(features), bridge.schedule, entry_step=600, num_steps=12, scale=5.0
     )
     torch.testing.assert_close(bridge(features), normalise(x0))
     torch.testing.assert_close(bridge(features).norm(dim=1), torch.ones(7))
@@ -105,7 +105,7 @@ def test_impossible_walks_are_refused(bridge: Bridge) -> None:
 
 def test_entry_step_alone_caps_the_evaluations(bridge: Bridge) -> None:
     assert (bridge.with_sampler(entry_step=4).entry_step, bridge.with_sampler(entry_step=4).num_steps) == (4, 4)
-    assert bridge.with_sampler(entry_step=400).num_steps == 6
+    assert bridge.with_sampler(entry_step=400).num_steps == 12
     assert bridge.with_sampler(entry_step=4).with_sampler(entry_step=400).num_steps == 4
 
 

@@ -11,6 +11,7 @@ import pytest
 from lib.bridge.old_config import OldConfig, main, read_old_config
 from lib.bridge.samplers import check_sampler
 from lib.config import load_config
+from lib.settings import STRATEGIES
 
 GUIDE = """
 # Paths to your MS-COCO diffusion training artifacts
@@ -47,7 +48,7 @@ def test_settings_are_valid_and_say_depth_and_count_apart(
     (tmp_path / "new.yaml").write_text(capsys.readouterr().out)
     bridge, ezhoi = (load_config(tmp_path / "new.yaml").bridge, load_config(tmp_path / "new.yaml").ezhoi)
     assert (bridge.entry_step, bridge.center, bridge.scale) == (steps, "text", 5.0)
-    expected = (min(6, steps), "sphere_2m") if reading == "cheap" else (600, "public")
+    expected = (min(12, steps), "sphere_pc") if reading == "cheap" else (600, "public")
     assert (bridge.num_steps, bridge.solver) == expected
     assert ezhoi.bridge == "weights/model-300"
     assert ezhoi.bridge_grad == {"cheap": "straight_through", "executed": "none"}[reading]
@@ -97,7 +98,8 @@ def test_other_files_are_refused(
 def test_every_override_in_the_guide_is_a_setting() -> None:
     """docs/bridge.md names the strategies as overrides; a renamed setting must not survive there."""
     page = Path("docs/bridge.md").read_text()
-    overrides = [word for code in re.findall(r"`([^`]*)`", page) for word in re.findall(r"[a-z_]+\.[a-z_]+=\S+", code)]
-    assert len(overrides) > 15
+    pattern = r"(?:[a-z_]+\.[a-z_]+|strategy)=\S+"
+    overrides = [word for code in re.findall(r"`([^`]*)`", page) for word in re.findall(pattern, code)]
+    assert {f"strategy={name}" for name in STRATEGIES if name} <= set(overrides)
     for override in overrides:
         load_config(None, [override])

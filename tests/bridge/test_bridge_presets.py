@@ -53,7 +53,7 @@ def test_walk_and_centring(
     grid = reference_grid(depth, count, allow_repeats=True)
     expected = normalise(sphere_ddim(bridge.denoiser, entry, bridge.schedule, grid, 5.0))
     torch.testing.assert_close(applied(features), expected, atol=3e-2, rtol=0)  # rounded tables on repeats
-    assert (bridge.solver, bridge.geometry.center) == ("sphere_2m", "own")  # the given bridge stays
+    assert (bridge.solver, bridge.geometry.center) == ("sphere_pc", "own")  # the given bridge stays
 
 
 def test_text_side(bridge: Bridge, raw_text: Callable) -> None:

@@ -311,7 +311,7 @@ def test_trajectory_is_the_sample_and_its_path(mixture: Callable, schedule: Sche
     x, _ = mixture.inputs(4, 0.4)
     settings = {"entry_step": 300, "num_steps": 4, "scale": 5.0}
     timesteps, states, predictions = trajectory(mixture, x, schedule, **settings)
-    assert timesteps == tau_grid(300, 4, schedule) and states.shape == predictions.shape == (4, 4, 512)
+    assert timesteps == mixed_grid(300, 4, schedule) and states.shape == predictions.shape == (4, 4, 512)
     torch.testing.assert_close(states[0], 5 * x)
     torch.testing.assert_close(states.norm(dim=-1), torch.full((4, 4), 5.0, dtype=torch.float64))
     torch.testing.assert_close(predictions[-1], sample(mixture, x, schedule, **settings))

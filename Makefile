@@ -6,10 +6,12 @@ CONFIG ?= configs/tiny.yaml
 RUN    ?= runs/demo
 SET    ?=
 SWEEP  ?= configs/sweeps/ezhoi_text.yaml
+RUNS   ?= $(wildcard runs/*)
+OUT    ?= compare.html
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab run sweep recognition-sweep params runs report lint format clean-notebooks tiny-weights
+.PHONY: help setup demo test lab doctor run sweep recognition-sweep compare params runs report lint format clean-notebooks tiny-weights
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -32,17 +34,23 @@ test: setup     ## run the tests
 lab: setup      ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
+doctor: setup   ## is everything there that CONFIG needs? data, weights, memory, disk, run folder; seconds, writes nothing
+	$(BIN)/python -m lib.stages.doctor $(CONFIG) --run $(RUN) $(SET)
+
 run: setup      ## run notebooks headlessly: CONFIG=configs/x.yaml RUN=runs/x SET="ezhoi.epochs=3 --notebooks 02-04"
 	$(BIN)/python -m lib.engine.batch run $(CONFIG) --run $(RUN) $(SET)
 
-sweep: setup    ## many runs and a table over seeds: SWEEP=configs/sweeps/ezhoi_text.yaml SET="--jobs 2"
+sweep: setup    ## many runs, one table, figure and page: SWEEP=configs/sweeps/ezhoi_text.yaml SET="--jobs 2 --on ray"
 	$(BIN)/python -m lib.stages.sweep $(SWEEP) $(SET)
 
 recognition-sweep: setup ## DEFR: language or random start, LSE-Sign or BCE, three seeds, one table
-	$(BIN)/python -m lib.stages.recognition_sweep configs/sweeps/defr.yaml --run runs/defr $(SET)
+	$(BIN)/python -m lib.stages.sweep configs/sweeps/defr.yaml --run runs/defr $(SET)
 
-params: setup   ## print every setting with type, default and help
-	$(BIN)/python -m lib.config
+compare: setup  ## one page that compares runs: RUNS="runs/a runs/b" OUT=compare.html
+	$(BIN)/python -m lib.analysis.compare $(RUNS) --out $(OUT)
+
+params: setup   ## print every parameter and setting with type, default and help (SET=word: those about it)
+	$(BIN)/python -m lib.engine.batch params $(SET)
 
 runs: setup     ## print the table of all runs
 	$(BIN)/python -m lib.runs

@@ -10,6 +10,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,10 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def describe() -> Iterator[tuple[str, str, str, str]]:
+@cache
+def describe() -> tuple[tuple[str, str, str, str], ...]:
     """(key, type, default, help) of every setting; the help is the comment beside the field."""
-    yield from _describe(Config, "")
+    return tuple(_describe(Config, ""))
 
 
 def _merge(tree: Any, new: Any, source: str) -> Any:

@@ -11,6 +11,10 @@ class FoundExpected(ValueError):
     def __init__(self, where: str | Path, found: str, expected: str, mend: str) -> None:
         super().__init__(where, found, expected, mend)  # all arguments, so that it survives the way out of a worker
 
+    where = property(lambda self: self.args[0])
+    found = property(lambda self: self.args[1])
+    expected = property(lambda self: self.args[2])
+    mend = property(lambda self: self.args[3])
+
     def __str__(self) -> str:
-        where, found, expected, mend = self.args
-        return f"{where}: found {found}, expected {expected}\n  mend: {mend}"
+        return f"{self.where}: found {self.found}, expected {self.expected}\n  mend: {self.mend}"

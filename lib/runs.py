@@ -9,25 +9,32 @@ shape it and the fingerprints of its parents, so a change anywhere upstream is s
     absent, or left unfinished   -> made (an unfinished one with the same fingerprint is resumed)
     complete, other fingerprint  -> StaleArtifactError with both sides, unless `recompute` is set
 
-Everything is written to a temporary name, flushed, and renamed: a killed run leaves no half file that looks whole.
+While something is made its process holds the run's lock (`lib.engine.locks`): one writer a folder. Everything is
+written to a temporary name, flushed, and renamed: a killed run leaves no half file that looks whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from lib.engine import locks, tracking
+from lib.engine.cost import measured
 
 SCHEMA = 1
 
@@ -43,7 +50,7 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
     """Write a file so that `path` holds either the old content or all of the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as stream:
             write(stream)
@@ -62,6 +69,12 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Atomic, indented JSON; dataclasses, paths and numpy numbers are converted."""
     write_text(path, json.dumps(value, indent=1, default=_plain) + "\n")
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """A JSON file that holds a mapping; empty where there is none."""
+    path = Path(path)
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def append_jsonl(path: Path | str, value: Mapping[str, Any]) -> None:
@@ -136,14 +149,14 @@ class Artifact:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    record = path / "artifact.json"
-    return json.loads(record.read_text()) if record.is_file() else None
+    return read_json(path / "artifact.json") or None
 
 
 class Run:
     """A run folder: `Run("runs/demo", config)`.
 
-    config: the resolved settings (dataclass or mapping) saved as config.yaml; None opens an existing run.
+    config: the resolved settings (dataclass or mapping) saved as config.yaml, unless another process is writing the
+    run; None opens an existing run.
     recompute: kinds (or "all") whose stale artefacts are replaced instead of refused.
     """
 
@@ -151,7 +164,7 @@ class Run:
         self.root = Path(root)
         self.recompute = tuple(recompute)
         self.root.mkdir(parents=True, exist_ok=True)
-        if config is not None:
+        if config is not None and not locks.holder(self.root):
             from lib.config import to_yaml
 
             write_text(self.root / "config.yaml", to_yaml(config))
@@ -173,7 +186,8 @@ class Run:
 
         make: called with the folder; must be able to resume what it left there; its returned mapping is kept as `info`.
         parents: artefacts (or bare hashes, e.g. of weights) that this one is computed from.
-        Raises StaleArtifactError when a complete artefact was made from other settings or parents.
+        Raises StaleArtifactError when a complete artefact was made from other settings or parents, LockedError when
+        it would have to be made while another process writes the run.
         """
         path = self.root / kind
         ancestry = [parent.fingerprint if isinstance(parent, Artifact) else parent for parent in parents]
@@ -182,35 +196,29 @@ class Run:
         if found and found["fingerprint"] == wanted and found["state"] == "complete":
             self.log("reused", artifact=kind, fingerprint=wanted)
             return Artifact(kind, path, wanted, found.get("info", {}))
-        if found and found["fingerprint"] != wanted:
-            recompute = bool({"all", kind} & set(self.recompute))
-            if found["state"] == "complete" and not recompute:
-                raise StaleArtifactError(_stale_message(path, kind, found, wanted, settings, ancestry))
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        record = {
-            "kind": kind,
-            "schema": SCHEMA,
-            "state": "partial",
-            "fingerprint": wanted,
-            "settings": settings,
-            "parents": ancestry,
-            "code": code_revision(),
-            "started": _now(),
-        }
-        write_json(path / "artifact.json", record)
-        started = time.perf_counter()
-        with self.status(f"making {kind}"):
-            info = dict(make(path) or {})
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        record |= {
-            "state": "complete",
-            "seconds": round(time.perf_counter() - started, 3),
-            "bytes": size,
-            "info": info,
-        }
-        write_json(path / "artifact.json", record)
-        self.log("made", artifact=kind, fingerprint=wanted, seconds=record["seconds"], bytes=size)
+        other = found is not None and found["fingerprint"] != wanted
+        if other and found["state"] == "complete" and not {"all", kind} & set(self.recompute):
+            raise StaleArtifactError(_stale_message(path, kind, found, wanted, settings, ancestry))
+        with locks.hold(self.root, f"making {kind}"):
+            if other:
+                shutil.rmtree(path)
+            record = {
+                "kind": kind,
+                "schema": SCHEMA,
+                "state": "partial",
+                "fingerprint": wanted,
+                "settings": settings,
+                "parents": ancestry,
+                "code": code_revision(),
+                "started": _now(),
+            }
+            write_json(path / "artifact.json", record)
+            with self.status(f"making {kind}"), measured() as cost:
+                info = dict(make(path) or {})
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            record |= {"state": "complete", **cost, "bytes": size, "info": info}
+            write_json(path / "artifact.json", record)
+            self.log("made", artifact=kind, fingerprint=wanted, seconds=cost["seconds"], bytes=size)
         return Artifact(kind, path, wanted, info)
 
     def existing(self, kind: str) -> Artifact:
@@ -227,12 +235,12 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """Flat names to numbers, as recorded so far."""
-        path = self.root / "metrics.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json(self.root / "metrics.json")
 
     def record(self, prefix: str = "", **values: Any) -> None:
-        """Merge numbers into metrics.json under `prefix/name`."""
+        """Merge numbers into metrics.json under `prefix/name`, and hand them to the trackers."""
         flat = {f"{prefix}/{name}" if prefix else name: value for name, value in values.items()}
+        tracking.summary(flat)
         write_json(self.root / "metrics.json", dict(sorted((self.metrics | flat).items())))
 
     def log(self, event: str, **values: Any) -> None:
@@ -241,21 +249,32 @@ class Run:
 
     @contextmanager
     def status(self, doing: str):
-        """Record what the run is doing; a raised error is recorded as the state `failed`."""
+        """Record what the run is doing, and its progress; a raised error is recorded as failed or interrupted."""
         self.write_status("running", doing)
+        _doing.append((self, doing))
         try:
             yield
         except BaseException as error:
-            self.write_status("failed", doing, error=f"{type(error).__name__}: {error}")
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with suppress(OSError):  # a full disk must not hide the error
+                self.write_status(state, doing, error=f"{type(error).__name__}: {error}")
             raise
-        self.write_status("idle", doing)
+        finally:
+            _doing.pop()
+        self.write_status("running" if locks.held_by_parent(self.root) else "idle", doing)
+
+    def read_status(self) -> dict[str, Any]:
+        """status.json as it is now; it is replaced as a whole, so it can be read at any time."""
+        return read_json(self.root / "status.json")
 
     def write_status(self, state: str, doing: str, **more: Any) -> None:
-        """Replace status.json (state: running | idle | failed | finished)."""
-        write_json(
-            self.root / "status.json",
-            {"state": state, "doing": doing, "time": _now(), "pid": os.getpid(), **more},
-        )
+        """Replace status.json but for the batch runner's list of notebooks.
+
+        state: running | idle (between two stages) | failed | interrupted | finished.
+        """
+        kept = {"notebooks": found} if (found := self.read_status().get("notebooks")) else {}
+        who = {"pid": os.getpid(), "host": socket.gethostname()}
+        write_json(self.root / "status.json", {"state": state, "doing": doing, "time": _now()} | who | kept | more)
 
     def save_figure(self, name: str, figure: Any, caption: str = "") -> Any:
         """Keep a matplotlib figure as figures/<name>.png with its caption beside it; returns a picture for display."""
@@ -265,7 +284,33 @@ class Run:
         atomic_write(path, lambda stream: figure.savefig(stream, format="png", dpi=150))
         if caption:
             write_text(path.with_suffix(".txt"), caption)
-        return Image(filename=str(path), width=int(90 * figure.get_figwidth()))
+        width = int(90 * figure.get_figwidth())
+        return Image(_preview(path, width), width=width)
+
+
+def _preview(path: Path, width: int) -> bytes:
+    """What an executed notebook holds of a PNG: 1.2 times the width it is shown at, 256 colours."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    with Image.open(path) as full:
+        wide = min(full.width, round(1.2 * width))
+        small = full.convert("RGB").resize((wide, round(full.height * wide / full.width)), Image.Resampling.LANCZOS)
+        # maximum coverage keeps the colour of a single point, which the usual median cut gives up
+        few = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(stream, "png", optimize=True)
+    return stream.getvalue()
+
+
+_doing: list[tuple[Run, str]] = []  # what this process is making, innermost last
+
+
+def report_progress(text: str) -> None:
+    """Put a line on how far it is into the status.json of the run that this process makes something for, if any."""
+    if _doing:
+        run, doing = _doing[-1]
+        with suppress(OSError):  # progress never stops the work
+            run.write_status("running", doing, progress=text)
 
 
 def _stale_message(

@@ -24,7 +24,8 @@ class DataSettings:
     root: str = ""  # folder of instances_{train,test}2015.json; empty = render the stick world into the run
     images: str = ""  # image folder below root, may hold {split}; empty = the data set's own layout
     zero_shot: str = "unseen_verb"  # default | unseen_verb | unseen_object | rare_first | non_rare_first | uc0-4
-    kind: str = "hico"  # annotation format: hico (instances_*.json) | vcoco (instances_vcoco_*.json)
+    zero_shot_filter: str = "row"  # what goes from training: row (of an unseen class) | pair (with any unseen label)
+    kind: str = "hico"  # hico | vcoco (any form in root) | hico_json | hico_mat | hoia | vcoco_json | vcoco_gupta
     descriptions: str = ""  # description file of the HOI classes; empty = written from a template
     differences: str = ""  # file of unseen-seen pairs with difference texts; empty = nearest seen class, template
     act_descriptors: str = ""  # file of action descriptors; needed by ezhoi.act_descriptors
@@ -43,24 +44,50 @@ class ClipSettings:
 
 
 @dataclass
+class DetectorTrainSettings:
+    """Training of a DETR on the boxes of the training split (python -m lib.stages.train_detector)."""
+
+    epochs: int = 10  # passes over the images with a pair
+    batch_size: int = 4  # images a step, over all processes
+    lr: float = 1e-4  # AdamW: transformer and heads
+    lr_backbone: float = 1e-5  # AdamW: stages of the backbone that train
+    lr_step: int = 8  # epochs until lr x 0.1
+    weight_decay: float = 1e-4  # on every parameter
+    clip_norm: float = 0.1  # global gradient norm
+    augment: str = "detr"  # none | flip | detr (flip, sizes, crops); a small DETR with learned positions wants flip
+    precision: str = "fp32"  # fp32 | bf16 (autocast)
+    workers: int = 0  # data loading processes
+    log_every: int = 10  # steps between two lines of the loss history
+
+
+@dataclass
 class DetectorSettings:
     """DETR and the region proposal rule (spec ez-hoi.md §1.4)."""
 
-    source: str = ""  # folder of a transformers DETR; empty = the tiny DETR unpacked into the run
+    source: str = ""  # folder of a DETR | oracle | oracle_jittered | json:<folder with {split}>; empty = the tiny DETR
+    labels: str = "coco80"  # json: what its labels mean: coco80 | coco91 | hico (alphabetical) | annotations
+    frame: str = "auto"  # json: whose pixels its boxes are in: auto | original | resized (by the size in each file)
+    jitter: float = 0.1  # oracle_jittered: every edge moves by up to this share of the side
     resample: str = "bicubic"  # bicubic (EZ-HOI) | bilinear (UPT)
     batch_size: int = 1  # images of equal size a forward; padding would change results
     nms_iou: float = 0.5  # class-wise NMS
     score_threshold: float = 0.2  # a box counts as strong from this score
     min_instances: int = 3  # at least the best 3 humans and 3 objects, whatever their score
     max_instances: int = 15  # at most this many humans and as many objects
+    train: DetectorTrainSettings = field(default_factory=DetectorTrainSettings)
 
 
 @dataclass
 class FeatureSettings:
     """Sharded store of CLIP patch tokens."""
 
-    shard_size: int = 1024  # images a shard
-    workers: int = 0  # decoding processes
+    source: str = ""  # folder of finished stores train/ and test/ made elsewhere; empty = extract into the run
+    shard_size: int = 0  # images a shard; 0 = about 200 MB a shard (1,024 images of ViT-B/16, 256 of ViT-L/14@336px)
+    decode: str = "exact"  # exact (PIL, as the published features) | fast (torchvision, a grey level off)
+    precision: str = "fp32"  # fp32 | bf16 (autocast, tokens 1 % off)
+    dtype: str = "float16"  # numbers on disk: float16 | float32
+    workers: int = -1  # processes that decode ahead of the model; -1 = none on a CPU, the free cores beside a GPU
+    preload: bool = False  # read a whole store into shared memory before it is used
     strict: bool = True  # a broken image stops the extraction; false: zero record, line in errors.jsonl
 
 
@@ -194,6 +221,12 @@ class DefrSettings:
     # data
     labels: str = ""  # image-level labels (HICO's anno.mat or our .npz); empty = from the annotated pairs
     images: int = 0  # use the first n labelled training images; 0 = all
+    teacher: str = ""  # writes the training labels in place of people: clip | folder of a captioner; empty = none
+    teacher_temperature: float = 1.0  # softmax over classes on every region
+    teacher_quantile: float = 0.95  # positive: among this share of surest images of its class, ...
+    teacher_top: int = 3  # ... and among so many surest classes of the image
+    teacher_band: float = 0.85  # unsure (see ignore_ambiguous): from this quantile on, but not positive
+    teacher_unions: int = 4  # boxes around detected pairs a picture, beside the whole and its quarters
     min_samples: int = 40  # images of rarer classes are repeated until they would have this many; 1 = off
     flip: float = 0.5  # probability of a left-right flip
     jitter: float = 0.4  # brightness, contrast
@@ -279,15 +312,55 @@ class EvaluationSettings:
 class AnalysisSettings:
     """What is measured and drawn, and with how many points (OmegaConf-compatible types only)."""
 
-    max_pairs: int = 2000  # pairs kept for the metrics, drawn with `seed`; the same pairs in every state
-    projection_pairs: int = 800  # pairs kept for the projections; every state of a pair is one point
-    methods: list[str] = field(default_factory=lambda: ["pca", "tsne", "umap"])  # projections to compute
+    images: str = "test"  # images whose labelled pairs are looked at: test | fit | train
+    max_pairs: int = 2000  # pairs kept in the embeddings table, drawn with `seed`; the same pairs in every state
+    raw: bool = True  # also keep frozen CLIP on the same regions, as the state raw
+    top: int = 5  # predictions and neighbours kept with every point
+    metric_pairs: int = 2000  # pairs the gap metrics are computed from, at most
+    methods: list[str] = field(default_factory=lambda: ["gap", "pca", "tsne", "umap"])  # also: aligned_umap
+    projection_pairs: int = 2000  # pairs t-SNE and UMAP are fitted on; the others are placed into the finished map
+    tsne_states: list[str] = field(default_factory=lambda: ["raw", "adapted", "centred"])  # others are placed
+    trajectory_pairs: int = 300  # pairs whose way through the bridge is kept step by step
     perplexity: float = 30.0  # t-SNE: effective number of neighbours of a point
     neighbours: int = 15  # UMAP: neighbours that define local structure
-    knn: int = 10  # neighbours in the modality purity
+    knn: int = 10  # neighbours in the modality purity and in the preservation of neighbours
+    slices: int = 64  # directions of the sliced Wasserstein distance
     folds: int = 5  # cross-validation folds of the linear separability
     bootstrap: int = 300  # resamples behind every 95 % interval; 0 leaves the intervals out
     seed: int = 0  # seeds the choice of pairs, the resamples and the projections
+
+
+@dataclass
+class LaunchSettings:
+    """Processes behind extraction, training and prediction; results do not depend on their number (docs/cluster.md)."""
+
+    processes: int = 1  # processes on this machine; 0 = one a GPU
+    nodes: int = 1  # machines; every one runs the same command
+    rendezvous: str = ""  # host:port on one of the machines, where they meet; empty = this machine, a free port
+    id: str = "hoi"  # name of this launch, the same on every machine
+    max_restarts: int = 0  # restarts of all processes, from the last checkpoint, after one was lost
+    backend: str = "auto"  # auto (nccl on GPUs, gloo on CPUs) | nccl | gloo
+    timeout_minutes: float = 60.0  # a process that waits longer than this for another one gives up
+
+
+@dataclass
+class CheckpointSettings:
+    """What training keeps to go on after a kill, and which epoch is its result."""
+
+    keep: int = 2  # newest checkpoints kept, >= 1; one that cannot be read gives way to the one before
+    steps: int = 0  # steps between two checkpoints inside an epoch; 0 = at its end only
+    ezhoi: str = ""  # result of EZ-HOI: empty = last epoch | loss | mAP_seen (on data.validation_images), the best one
+    defr: str = ""  # result of DEFR: empty = last epoch | loss | a score of its test images, such as mAP_full
+
+
+@dataclass
+class TrackingSettings:
+    """Where numbers go beside the JSON lines of every run (docs/long_runs.md)."""
+
+    backends: list[str] = field(default_factory=list)  # any of tensorboard, trackio, wandb; each an optional extra
+    project: str = "hoi"  # the project that holds the run in trackio and wandb
+    folder: str = ""  # where they write; empty = tracking in the run folder, which keeps the run in one place
+    online: bool = False  # wandb alone: true sends to its server, false writes files for wandb sync
 
 
 @dataclass
@@ -308,3 +381,6 @@ class Config:
     bridge: BridgeSettings = field(default_factory=BridgeSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    launch: LaunchSettings = field(default_factory=LaunchSettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)

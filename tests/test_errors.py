@@ -6,6 +6,7 @@ import pytest
 
 from lib.bridge.old_pickles import LegacyError
 from lib.clip.load import ClipLoadError
+from lib.data.restricted_pickle import PickleError
 from lib.defr.embeddings import EmbeddingsError
 from lib.defr.labels import LabelError
 from lib.detection.detr import DetectorError
@@ -14,7 +15,8 @@ from lib.ezhoi.weights import WeightsError
 
 
 @pytest.mark.parametrize(
-    "kind", [ClipLoadError, DetectorError, EmbeddingsError, LabelError, LegacyError, ReleasedError, WeightsError]
+    "kind",
+    [ClipLoadError, DetectorError, EmbeddingsError, LabelError, LegacyError, PickleError, ReleasedError, WeightsError],
 )
 def test_an_error_survives_pickling(kind):
     error = kind("a/file", "nothing", "something", "make it")

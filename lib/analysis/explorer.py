@@ -1,176 +1,351 @@
-"""A live view of the embeddings for JupyterLab: `GapExplorer(table).view()`.
+"""The live view of the modality gap for JupyterLab: linked scatters, pictures, similarities, one selection.
 
-Dropdowns choose projection, states and colouring; sliders and a button recompute t-SNE or UMAP; hovering names a point;
-a click shows its image with both boxes. Every choice can also be made from code, as the tests do without a browser:
-`explorer.colour_by.value = "object"`.
+    from lib.stages.explore import explore
+    explorer = explore("runs/demo")          # the last line of a cell shows it
+    explorer.selected                        # a DataFrame of what was clicked or drawn round
+    explorer.selected = ["pair-3", "pair-8"] # and the other way round
+    explorer.save_selection("mine.csv")
+
+Every control is a widget that can be set from code (`explorer.colour.value = "outcome"`); what is shown is a `View`,
+so that `explorer.figure()` and `explorer.html(path)` draw the same without a kernel.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import ipywidgets as w
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from IPython.display import display
-from PIL import Image
+from matplotlib.figure import Figure
 
-from lib.analysis.embeddings import BOXES_H, BOXES_O, EmbeddingTable
-from lib.analysis.interactive import layout, scatter_traces
-from lib.analysis.palette import COLOUR_BY, STATE_LABEL
-from lib.analysis.pictures import draw_pairs
-from lib.analysis.projections import LABELS, METHODS, project
+from lib.analysis import cards
+from lib.analysis.colouring import COLOURINGS, available, colouring
+from lib.analysis.gallery import Gallery
+from lib.analysis.heatmap import HeatMap
+from lib.analysis.interactive import view_html
+from lib.analysis.palette import STATE_LABEL
+from lib.analysis.panes import GLIDE_MS, Pane, linked, watch
+from lib.analysis.projections import LABELS, caveat
+from lib.analysis.scatter import draw_view
+from lib.analysis.scene import Scene
+from lib.analysis.similarity import class_matrix, own_share
+from lib.analysis.thumbnails import ImageLoader, Thumbnails
+from lib.analysis.view import ARROWS, LAYOUTS, View, arrow_ends, panels
+from lib.errors import FoundExpected
+from lib.runs import atomic_write
 
-ImageLoader = Callable[[int], Image.Image]
+COLUMNS = ("point", "hoi", "verb", "object", "unseen", "score", "correct", "outcome", "moved", "margin_change", "image")
+HOW = "Hover for a picture; click, or draw round points with the lasso, to select."
+SHOWN = 24  # thumbnails of a selection
 
 
-class GapExplorer:
-    """Controls, scatter and side panel over one embeddings table.
+class Explorer:
+    """Panes, controls and side panel over one scene, or two scenes of the same points (see `scene.scenes`).
 
-    table: with or without coordinates; a missing PCA is computed at once, t-SNE and UMAP on request.
-    load_image: image index (the table's `image` column) -> PIL image; None leaves the pictures out.
-    seed: of recomputed projections.
+    load_image: image index and split of the table -> PIL image; None leaves the pictures out.
+    view: where to start. folder: where `save_selection` and `save_view` write relative paths.
     """
 
-    def __init__(self, table: EmbeddingTable, load_image: ImageLoader | None = None, seed: int = 0) -> None:
-        table = table.with_centred_text()
-        if not table.methods:
-            table = project(table, ["pca"], seed=seed)
-        self.table, self.load_image, self.seed = table, load_image, seed
-        self.selected: pd.Series | None = None  # the row last clicked
-        self._controls(table)
-        self.figure = _figure_widget()
-        self.figure_output = w.Output()
-        self.details = w.HTML("<i>Click a point to see its pair.</i>")
-        self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", display="none"))
-        for control in (self.method, self.states, self.colour_by):
-            control.observe(lambda _: self.refresh(), names="value")
-        self.method.observe(lambda _: self._show_parameters(), names="value")
-        self.recompute.on_click(lambda _: self.recompute_projection())
-        self._show_parameters()
-        self.refresh()
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        load_image: ImageLoader | None = None,
+        view: View | None = None,
+        folder: Path | str = ".",
+    ) -> None:
+        self.scenes, self.folder = list(scenes), Path(folder)
+        self.scene = self.scenes[0]
+        self.look = Thumbnails(self.scene.frame, load_image)
+        start = (view or View(layout="runs" if len(self.scenes) > 1 else "one")).on(self.scene)
+        self._states = start.states
+        self._limit = start.arrow_limit
+        self._rows = np.array([self.scene.row_of[point] for point in start.selection], dtype=int)
+        self._busy, self._focus = False, None
+        self._controls(start)
+        self._outputs()
+        self._arrange()
+        self._selection_shown()
 
-    def _controls(self, table: EmbeddingTable) -> None:
-        computed = [name for name in METHODS if name in table.methods]
-        self.method = w.Dropdown(
-            options=[(LABELS[name], name) for name in METHODS], value=computed[0], description="projection"
-        )
-        states = table.states
-        self.states = w.SelectMultiple(
-            options=[(STATE_LABEL[s], s) for s in states], value=states[-1:], rows=len(states), description="states"
-        )
-        self.colour_by = w.Dropdown(
-            options=[("seen / unseen" if name == "split" else name, name) for name in COLOUR_BY],
-            value="verb",
-            description="colour by",
-        )
-        parameters = table.info.get("projections", {})
-        largest = max(5, min(200, (len(table) - 1) // 3))
-        perplexity = parameters.get("tsne", {}).get("perplexity", 30)
-        neighbours = parameters.get("umap", {}).get("neighbours", 15)
-        self.perplexity = w.IntSlider(min(int(perplexity), largest), 2, largest, description="perplexity")
-        self.neighbours = w.IntSlider(min(int(neighbours), largest), 2, largest, description="n_neighbours")
-        self.recompute = w.Button(description="recompute", icon="refresh", tooltip="fit again with these parameters")
-        self.message = w.HTML()
+    # ---------------------------------------------------------------- parts
 
-    # ---------------------------------------------------------------- view
+    def _controls(self, start: View) -> None:
+        scene, narrow = self.scene, w.Layout(width="auto")
+        known = [name for name in LAYOUTS if name != "runs" or len(self.scenes) > 1]
+        self.layout = w.Dropdown(options=[(LAYOUTS[name], name) for name in known], value=start.layout)
+        self.projection = w.Dropdown(options=[(LABELS.get(m, m), m) for m in scene.methods], value=start.projection)
+        self.colour = w.Dropdown(options=[(COLOURINGS[name], name) for name in available(scene)], value=start.colour)
+        self.arrows = w.Dropdown(options=[(label, name) for name, label in ARROWS.items()], value=start.arrows)
+        for control in (self.layout, self.projection, self.colour, self.arrows):
+            control.layout = narrow
+        options = [(STATE_LABEL[state].removeprefix("vision, "), state) for state in scene.states]
+        self.state = w.SelectionSlider(options=options, value=start.state, layout=w.Layout(width="230px"))
+        self.play = w.Play(max=len(options) - 1, interval=2 * GLIDE_MS, layout=w.Layout(width="130px"))
+        self.step = w.IntSlider(
+            scene.steps, 0, scene.steps, description="step of the bridge", continuous_update=False,
+            style={"description_width": "initial"}, layout=w.Layout(width="300px"),
+        )  # fmt: skip
+        self.step_play = w.Play(max=max(scene.steps, 1), interval=GLIDE_MS, layout=w.Layout(width="130px"))
+        self.search = w.Text(placeholder="search: ride bicycle, unseen, lost, image:12", layout=w.Layout(width="270px"))
+        self.found = w.HTML()
+        self.clear = w.Button(description="clear", icon="times", layout=w.Layout(width="80px"))
+        self.fly = w.Button(description="zoom to selection", icon="search-plus", layout=w.Layout(width="170px"))
+        self.save = w.Button(description="save selection", icon="save", layout=w.Layout(width="150px"))
+        self.layout.observe(lambda _: self._arrange(), names="value")
+        for control in (self.projection, self.state):
+            control.observe(lambda _: self._move(), names="value")
+        self.colour.observe(lambda _: self._paint(), names="value")
+        self.arrows.observe(lambda _: self._arrows(), names="value")
+        self.step.observe(lambda _: self._stepped(), names="value")
+        self.play.observe(lambda change: setattr(self.state, "index", change["new"]), names="value")
+        self.step_play.observe(lambda change: setattr(self.step, "value", change["new"]), names="value")
+        self.search.observe(lambda change: self.find(change["new"]), names="value")
+        self.clear.on_click(lambda _: self._clear())
+        self.fly.on_click(lambda _: self._zoom(self._rows))
+        self.save.on_click(lambda _: self._save_clicked())
 
-    def view(self) -> w.Widget:
-        """The whole layout; the last expression of a cell shows it."""
-        left = w.VBox([self.method, self.states, self.colour_by])
-        right = w.VBox([self.perplexity, self.neighbours, self.recompute, self.message])
-        scatter = self.figure if isinstance(self.figure, w.Widget) else self.figure_output
-        side = w.VBox([self.details, self.picture], layout=w.Layout(width="32%", min_width="260px", padding="8px"))
-        main = w.Box([scatter], layout=w.Layout(width="68%"))
-        return w.VBox([w.HBox([left, right]), w.HBox([main, side])])
+    def _outputs(self) -> None:
+        self.header = w.HTML(f"<style>{cards.CSS}</style>" + cards.header(self.scenes, "large dots", HOW))
+        self.legend, self.note, self.summary, self.card = w.HTML(), w.HTML(), w.HTML(), w.HTML()
+        self.gallery, self.near = Gallery(), Gallery()
+        self.heat = HeatMap(self._class_clicked)
+        self.plot = w.Box(layout=w.Layout(width="100%"))
+        for strip in (self.gallery, self.near):
+            strip.observe(lambda change: self._tile_clicked(change["owner"]), names="clicked")
+        self.tabs = w.Tab([w.VBox([self.gallery]), self.heat.widget], titles=["Selected pairs", "Similarity"])
+        self.tabs.observe(lambda _: self._heat(), names="selected_index")
 
-    def refresh(self) -> None:
-        """Draw the chosen projection, states and colouring; says so where the projection is still to be computed."""
-        method = self.method.value
-        if method not in self.table.methods:
-            self.message.value = f"{LABELS[method]} is not computed yet: press <b>recompute</b>."
-            return
-        self.message.value = ""
-        traces = scatter_traces(self.table, method, self.states.value, self.colour_by.value)
-        if isinstance(self.figure, w.Widget):
-            with self.figure.batch_update():
-                self.figure.data = []
-                self.figure.add_traces(traces)
-                self.figure.update_layout(layout(method))
-            for trace in self.figure.data:
-                trace.on_click(self._clicked)
-        else:
-            self.figure = go.Figure(traces, layout(method))
-            self.figure_output.clear_output(wait=True)
-            with self.figure_output:
-                display(self.figure)
-
-    def recompute_projection(self) -> None:
-        """Fit the chosen projection again on all points with the sliders' parameters and the explorer's seed."""
-        method = self.method.value
-        self.recompute.disabled = True
-        try:
-            self.table = project(
-                self.table,
-                [method],
-                seed=self.seed,
-                perplexity=self.perplexity.value,
-                neighbours=self.neighbours.value,
-                progress=self._say,
+    def widget(self) -> w.Widget:
+        """The whole layout."""
+        row = w.Layout(flex_flow="row wrap", align_items="center")
+        beside = w.Layout(margin="0 14px 0 0", align_items="center")
+        choose = [
+            w.HBox([w.HTML(f"<span class=quiet>{text}</span>"), control], layout=beside)
+            for text, control in (
+                ("panels", self.layout), ("projection", self.projection), ("colour", self.colour),
+                ("arrows", self.arrows),
             )
-        finally:
-            self.recompute.disabled = False
-        self.refresh()
+        ]  # fmt: skip
+        move = [w.HTML("<span class=quiet>state</span>"), self.play, self.state, self.step_play, self.step]
+        find = [self.search, self.clear, self.fly, self.save, self.found]
+        left = [self.plot, self.legend, self.note, self.summary, self.tabs]
+        near = [w.HTML("<b>Nearest pairs</b> <span class=quiet>in the original space; green: same class</span>")]
+        side = w.VBox([self.card, *near, self.near], layout=w.Layout(width="33%", padding="0 0 0 14px"))
+        whole = w.VBox(
+            [self.header, *(w.Box(part, layout=row) for part in (choose, move, find)),
+             w.HBox([w.VBox(left, layout=w.Layout(width="67%")), side])]
+        )  # fmt: skip
+        whole.add_class("hoi-explorer")
+        return whole
 
-    def _say(self, line: str) -> None:
-        self.message.value = f"computing {line} …"
+    def _ipython_display_(self) -> None:
+        display(self.widget())
 
-    def _show_parameters(self) -> None:
-        self.perplexity.layout.display = "" if self.method.value == "tsne" else "none"
-        self.neighbours.layout.display = "" if self.method.value == "umap" else "none"
+    # ---------------------------------------------------------------- what is shown
 
-    # ---------------------------------------------------------------- one pair
+    @property
+    def view(self) -> View:
+        """What is shown now, to be saved or drawn by the static twins."""
+        return View(
+            self.state.value, self._states, self.projection.value, self.colour.value,
+            tuple(self.scene.frame["point"].iloc[self._rows]),
+            self.arrows.value, self._limit, self.layout.value,
+        )  # fmt: skip
 
-    def _clicked(self, trace: go.Scattergl, points: object, _state: object) -> None:
-        indices: Sequence[int] = getattr(points, "point_inds", [])
-        if indices:
-            self.select_row(int(trace.customdata[indices[0]][0]))
+    def _shown(self) -> list[tuple[Pane, Scene, str, str]]:
+        found = panels(self.scenes, self.view)
+        return [(pane, *panel) for pane, panel in zip(self.panes, found, strict=True)]
 
-    def select_row(self, row: int) -> None:
-        """Show one row of the table in the side panel: labels, score and, for a pair, its image with both boxes."""
-        self.selected = found = self.table.frame.loc[row]
-        split = "unseen" if found["unseen"] else "seen"
-        lines = [f"<b>{found['hoi']}</b> ({split})", STATE_LABEL[found["state"]]]
-        if found["modality"] == "vision":
-            lines.append(f"score {found['score']:.3f}, {'correct' if found['correct'] else 'wrong'}")
-            lines.append(f"image {found['image']}, point {found['point']}")
-        self.details.value = "<br>".join(lines)
-        self.picture.layout.display = "none"
-        boxes = [found[list(names)].to_numpy(dtype=float) for names in (BOXES_H, BOXES_O)]
-        if self.load_image is None or found["image"] < 0 or not np.isfinite(np.concatenate(boxes)).all():
+    def _arrange(self) -> None:
+        """New panes for a layout."""
+        method, found = self.projection.value, panels(self.scenes, self.view)
+        self.panes = [Pane(s, self.look, s.coordinates(state, method), s.limits(method)) for s, state, _ in found]
+        watch(self.panes[0], self._chosen_in_pane, self._hovered)
+        self.titles = [w.HTML() for _ in found]
+        grid = linked(self.panes, self.titles, 500 if len(found) == 1 else 300)
+        self.state.disabled = self.play.disabled = self.layout.value == "side"
+        self._mark()
+        self._drawn()
+        self.plot.children = [grid]  # last: a pane is shown as it is by then
+
+    def _move(self) -> None:
+        """Glide to the coordinates of the state and the projection."""
+        for pane, scene, state, _ in self._shown():
+            pane.move(scene.coordinates(state, self.projection.value), scene.limits(self.projection.value))
+        self._drawn()
+
+    def _drawn(self) -> None:
+        """Everything that follows from state, projection and colour, apart from the places of the points."""
+        method = self.projection.value
+        for title, (_, _, _, text) in zip(self.titles, self._shown(), strict=True):
+            title.value = f"<b>{text}</b>"
+        stepping = self.layout.value == "one" and self.scene.can_step(method)
+        self.step.layout.display = self.step_play.layout.display = "" if stepping else "none"
+        self.note.value = f"<span class=quiet>{caveat(method)}</span>"
+        self._paint()
+        self._arrows()
+        self._heat()
+        self._card()
+
+    def _stepped(self) -> None:
+        """Along the way of the bridge; only pairs whose way was kept are shown."""
+        method, step = self.projection.value, self.step.value
+        if self.layout.value == "one" and self.scene.can_step(method):
+            self.panes[0].move(self.scene.step_coordinates(step, method), self.scene.limits(method))
+            self.titles[0].value = f"<b>on the way of the bridge: step {step} of {self.scene.steps}</b>"
+
+    def _paint(self) -> None:
+        by = self.colour.value
+        for pane, scene, state, _ in self._shown():
+            found = colouring(scene, by, state)
+            pane.paint(f"{by}, {state}" if by in ("score", "correct") else by, found)
+        self.legend.value = cards.legend(found)
+
+    def _arrows(self) -> None:
+        for pane, scene, state, _ in self._shown():
+            ends = arrow_ends(scene, self.view)
+            pane.arrows(*(end if state == scene.after else end[:0] for end in ends))
+
+    def _heat(self) -> None:
+        if self.tabs.selected_index != 1 or not self.scene.texts:
             return
-        self.picture.value = _crop(self.load_image(int(found["image"])), *boxes, found["hoi"])
-        self.picture.layout.display = ""
+        matrix = class_matrix(self.scene, self.state.value, self._rows)
+        whose = "the selection" if len(self._rows) else "all pairs"
+        finding = f"{own_share(matrix):.0%} of the classes lie nearest to their own sentence"
+        self.heat.show(matrix, f"{STATE_LABEL[self.state.value]}, {whose}: {finding}")
 
+    # ---------------------------------------------------------------- selection
 
-def _crop(image: Image.Image, box_h: np.ndarray, box_o: np.ndarray, label: str, margin: float = 0.15) -> bytes:
-    """PNG of the union of both boxes with a margin, the boxes drawn."""
-    low, high = np.minimum(box_h[:2], box_o[:2]), np.maximum(box_h[2:], box_o[2:])
-    pad = margin * (high - low).max()
-    x1, y1 = np.floor(np.maximum(low - pad, 0)).astype(int).tolist()
-    x2, y2 = np.ceil(np.minimum(high + pad, image.size)).astype(int).tolist()
-    shift = np.array([x1, y1, x1, y1])
-    figure = draw_pairs(image.crop((x1, y1, x2, y2)), [box_h - shift], [box_o - shift], [label])
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=70, bbox_inches="tight")
-    return stream.getvalue()
+    @property
+    def selected(self) -> pd.DataFrame:
+        """One row a selected point, in the order of selection."""
+        part = self.scene.frame[[name for name in COLUMNS if name in self.scene.frame]].iloc[self._rows]
+        changing = {name: self.scene.column(name, self.state.value)[self._rows] for name in ("score", "correct")}
+        return part.assign(**changing).reset_index(drop=True)
 
+    @selected.setter
+    def selected(self, points: pd.DataFrame | Iterable[str]) -> None:
+        """Select points by their ids, or the rows of a DataFrame with a column `point`."""
+        points = points["point"] if isinstance(points, pd.DataFrame) else points
+        self.select(points)
 
-def _figure_widget() -> go.Figure:
-    """A FigureWidget, or a plain figure shown through an Output widget where plotly's widget support is missing."""
-    try:
-        return go.FigureWidget()
-    except ImportError:
-        return go.Figure()
+    def select(self, points: Iterable[str]) -> None:
+        """Select points by their ids; raises ViewError for an id that the scene does not have."""
+        chosen = View(selection=tuple(map(str, points))).on(self.scene).selection
+        self._choose(np.array([self.scene.row_of[point] for point in chosen], dtype=int))
+
+    def find(self, words: str) -> pd.DataFrame:
+        """Select and fly to what holds every word (see `Scene.search`); returns the selection. Nothing typed clears."""
+        rows = self.scene.search(words)
+        count = f"{len(rows)} found" if len(rows) else "nothing found"
+        self.found.value = f"<span class=quiet>{count}</span>" if words.strip() else ""
+        self._choose(rows)
+        self._zoom(rows)
+        return self.selected
+
+    def focus(self, point: str) -> None:
+        """Show one point in the side panel, whatever is selected."""
+        self._focus = View(selection=(str(point),)).on(self.scene) and self.scene.row_of[str(point)]
+        self._card()
+
+    def _clear(self) -> None:
+        self.search.value = ""
+        self._choose(np.zeros(0, dtype=int))
+        self._zoom(self._rows)
+
+    def _choose(self, rows: np.ndarray) -> None:
+        self._rows = rows
+        self._mark()
+        self._selection_shown()
+
+    def _mark(self) -> None:
+        """Tell the panes; the first hands it on to the linked ones."""
+        self._busy = True
+        try:
+            self.panes[0].scatter.selection(self._rows)
+        finally:
+            self._busy = False
+
+    def _chosen_in_pane(self, rows: np.ndarray) -> None:
+        if not self._busy:
+            self._rows = rows
+            self._selection_shown()
+
+    def _selection_shown(self) -> None:
+        self._focus = int(self._rows[0]) if len(self._rows) else None
+        self.summary.value = cards.summary(self.scene, self._rows)
+        self.gallery.items = [self._tile(row) for row in self._rows[:SHOWN].tolist()]
+        self._arrows()
+        self._heat()
+        self._card()
+
+    def _tile(self, row: int, cosine: float | None = None, mark: str = "") -> dict[str, object]:
+        found = self.scene.frame.iloc[row]
+        name = str(found["hoi"]).replace("_", " ")
+        note = (
+            f"cosine {cosine:.2f}" if cosine is not None else found["outcome"] if row < self.scene.pairs else "sentence"
+        )
+        return {"row": row, "src": self.look.uri(row), "name": name, "note": note, "title": name, "mark": mark}
+
+    def _card(self) -> None:
+        """The side panel: the pair in focus and its neighbours in the space of the state."""
+        if self._focus is None:
+            self.card.value = "<div class='card quiet'>Select a point to see its picture and its best classes.</div>"
+            self.near.items = []
+            return
+        state = self.state.value
+        self.card.value = cards.card(self.scene, self._focus, state, self.look.uri(self._focus, 360))
+        near = self.scene.neighbours(self._focus, state)
+        tiles = near[["row", "cosine", "same"]].itertuples(index=False)
+        self.near.items = [self._tile(int(row), cosine, "same" if same else "") for row, cosine, same in tiles]
+
+    def _hovered(self, row: int | None) -> None:
+        """The side panel follows the pointer while nothing is selected."""
+        if row is not None and not len(self._rows):
+            self._focus = row
+            self._card()
+
+    def _tile_clicked(self, strip: Gallery) -> None:
+        if strip.clicked >= 0:
+            self._focus, row = strip.clicked, strip.clicked
+            self._card()
+            self._zoom(np.array([row]))
+            strip.clicked = -1  # the same tile can be clicked again
+
+    def _class_clicked(self, name: str) -> None:
+        own = self.scene.frame["hoi"].str.replace("_", " ") == name
+        self._choose(np.flatnonzero(own))
+
+    def _zoom(self, rows: np.ndarray) -> None:
+        for pane in self.panes:
+            pane.zoom(rows)
+
+    # ---------------------------------------------------------------- keeping
+
+    def save_selection(self, path: Path | str = "selection.csv") -> Path:
+        """Write `selected` as .csv or .parquet; a relative path starts at the run folder."""
+        path = self.folder / path
+        writers = {".csv": lambda s: self.selected.to_csv(s, index=False), ".parquet": self.selected.to_parquet}
+        if path.suffix not in writers:
+            raise FoundExpected(
+                "save_selection", f"{path.name!r}", "a name in .csv or .parquet", "save_selection('a.csv')"
+            )
+        atomic_write(path, writers[path.suffix])
+        return path
+
+    def save_view(self, path: Path | str = "view.json") -> Path:
+        """Write the view, for `explore(run, view=View.load(path))`; a relative path starts at the run folder."""
+        return self.view.save(self.folder / path)
+
+    def _save_clicked(self) -> None:
+        self.found.value = f"<span class=quiet>written: {self.save_selection()}</span>"
+
+    def figure(self) -> Figure:
+        """The view as a matplotlib figure."""
+        return draw_view(self.scenes, self.view)
+
+    def html(self, path: Path | str) -> Path:
+        """The view as one self-contained HTML file."""
+        return view_html(self.scene, self.view, path, self.look)

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.analysis.embeddings import VISION_STATES, EmbeddingTable, normalised
+from lib.analysis.embeddings import VISION_STATES
 from lib.analysis.gap_report import METRICS
 from lib.analysis.palette import (
     FAINT,
@@ -25,6 +25,8 @@ from lib.analysis.palette import (
     headline,
     spread_labels,
 )
+from lib.analysis.scene import Scene
+from lib.analysis.similarity import class_matrix, own_share
 
 # ---------------------------------------------------------------- metrics
 
@@ -51,8 +53,8 @@ def metric_bars(report: pd.DataFrame, metrics: Sequence[str] = BARS, split: str 
             ax.set_visible(False)
         count = chosen.iloc[0]
         detail = (
-            f"{count.n_vision} pairs, {count.n_text} class texts ({split}). Raw vision against raw text, centred and "
-            "bridged against centred text. Whiskers: 95 % bootstrap over images."
+            f"{count.n_vision} pairs, {count.n_text} class texts ({split}). Every state against the text of its own "
+            "space: cosines compare along a row only between centred and bridged. Whiskers: 95 % bootstrap over images."
         )
         headline(fig, title or _gap_finding(chosen), detail)
     return fig
@@ -67,14 +69,18 @@ def _metric_panel(ax: Axes, part: pd.DataFrame, metric: str) -> None:
     for i, (height, top) in enumerate(zip(value, np.where(has, high, value), strict=True)):
         digits = 2 if abs(height) < 10 else 1
         text = f"{height:.{digits}f}" if np.isfinite(height) else "n/a"
-        at = max(np.nan_to_num(top), 0)
-        ax.annotate(text, (i, at), (0, 3), textcoords="offset points", ha="center", fontsize=9,
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6})  # fmt: skip
+        below = np.nan_to_num(height) < 0
+        at = np.nan_to_num(low[i] if has[i] else height) if below else max(np.nan_to_num(top), 0)
+        ax.annotate(
+            text, (i, at), (0, -3 if below else 3), textcoords="offset points", ha="center", fontsize=9,
+            va="top" if below else "bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6},
+        )  # fmt: skip
     if metric in CLOSED:
         ax.axhline(CLOSED[metric], color=FAINT, lw=1, ls="--")
         ax.annotate("closed", (1, CLOSED[metric]), (-2, 2), xycoords=("axes fraction", "data"),
                     textcoords="offset points", fontsize=8, color=FAINT, ha="right")  # fmt: skip
-        ax.set_xlim(-0.5, len(part) - 0.1)
+        ax.set_xlim(-0.5, len(part) + 0.2)
     ax.set_title(METRICS[metric].label, fontsize=10)
     ax.text(
         1,
@@ -104,39 +110,29 @@ def _gap_finding(chosen: pd.DataFrame) -> str:
     )
 
 
-def similarity_matrix(table: EmbeddingTable, state: str, classes: int = 40, title: str = "") -> Figure:
-    """Cosine of each class text (row) to each class's mean vision vector (column), classes grouped by verb.
+def similarity_figure(scene: Scene, state: str, classes: int = 40, title: str = "") -> Figure:
+    """`similarity.class_matrix` of all pairs: class means of vision (rows) against class texts (columns).
 
-    A bright diagonal that stands out is what a detector needs; bright rows are texts that attract everything.
+    A bright diagonal that stands out is what a detector needs; bright columns are texts that attract everything.
     """
-    text, vision = table.texts_for(state), table.select(state)
-    vision = vision.where(vision.frame["hoi_id"].isin(text.frame["hoi_id"]))
-    counts = vision.frame["hoi_id"].value_counts()
-    kept = text.frame.drop_duplicates("hoi_id")
-    kept = kept[kept["hoi_id"].isin(counts.index[:classes])].sort_values(["verb", "object"])
-    ids = kept["hoi_id"].to_numpy()
-    unit_v, unit_t = normalised(vision.vectors), normalised(text.vectors)
-    mean_v = normalised(np.stack([unit_v[vision.frame["hoi_id"] == i].mean(0) for i in ids]))
-    mean_t = normalised(np.stack([unit_t[text.frame["hoi_id"] == i].mean(0) for i in ids]))
-    matrix = mean_t @ mean_v.T  # (K text, K vision)
-    own = float((matrix.argmax(0) == np.arange(len(ids))).mean())
-    side = 0.2 * len(ids) + 3.2
+    matrix = class_matrix(scene, state, limit=classes)
+    known = scene.classes.assign(name=scene.classes["hoi"].str.replace("_", " ")).set_index("name").loc[matrix.index]
+    side = 0.2 * len(matrix) + 3.2
+    size = 8 if len(matrix) <= 45 else 6
     with drawing((side + 1.4, side)) as fig:
         ax = fig.subplots()
         image = ax.imshow(matrix, cmap="cividis", aspect="equal")
-        names = spread_labels(kept["hoi"].astype(str), 26)
-        size = 8 if len(ids) <= 45 else 6
-        ax.set_xticks(range(len(ids)), names, rotation=90, fontsize=size)
-        ax.set_yticks(range(len(ids)), names, fontsize=size)
-        for label, unseen in zip(ax.get_yticklabels(), kept["unseen"], strict=True):
+        ax.set_xticks(range(matrix.shape[1]), spread_labels(matrix.columns, 26), rotation=90, fontsize=size)
+        ax.set_yticks(range(len(matrix)), spread_labels(matrix.index, 26), fontsize=size)
+        for label, unseen in zip(ax.get_yticklabels(), known["unseen"], strict=True):
             label.set_color(SPLIT_COLOUR["unseen"] if unseen else INK)
-        ax.set(xlabel="class mean of vision", ylabel="class text (unseen classes in vermillion)")
-        edges = np.flatnonzero(kept["verb"].to_numpy()[1:] != kept["verb"].to_numpy()[:-1]) + 0.5
-        ax.hlines(edges, -0.5, len(ids) - 0.5, color="white", lw=0.5)
-        ax.vlines(edges, -0.5, len(ids) - 0.5, color="white", lw=0.5)
+        ax.set(ylabel="pairs of a class, mean direction (unseen classes in vermillion)", xlabel="class sentence")
+        edges = np.flatnonzero(known["verb"].to_numpy()[1:] != known["verb"].to_numpy()[:-1]) + 0.5
+        ax.hlines(edges, -0.5, matrix.shape[1] - 0.5, color="white", lw=0.5)
         ax.spines[:].set_visible(False)
         fig.colorbar(image, ax=ax, shrink=0.5, label="cosine").outline.set_visible(False)
-        headline(fig, title or f"{STATE_LABEL[state]}: {own:.0%} of class means are nearest to their own text")
+        found = f"{own_share(matrix):.0%} of the classes lie nearest to their own sentence"
+        headline(fig, title or f"{STATE_LABEL[state]}: {found}")
     return fig
 
 

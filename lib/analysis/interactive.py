@@ -1,130 +1,112 @@
-"""Interactive scatter of a projection as plotly traces: for a stand-alone HTML file and for the live explorer."""
+"""A view as one HTML file that needs no kernel and no network: gliding states, colours, search, pictures."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 
-from lib.analysis.embeddings import MODALITY, EmbeddingTable
-from lib.analysis.palette import FAINT, INK, STATE_COLOUR, STATE_LABEL, categories, colour_values
+from lib.analysis.cards import header
+from lib.analysis.colouring import available, colouring
+from lib.analysis.palette import STATE_LABEL
 from lib.analysis.projections import LABELS, caveat
+from lib.analysis.scene import Scene
+from lib.analysis.thumbnails import Thumbnails
+from lib.analysis.view import View
 from lib.runs import write_text
 
-# a vision state is told by its marker's fill, so that the colour stays free for the class
-OPACITY = {"raw": 0.45, "centred": 0.65, "bridged": 0.95}
-HOVER = "<b>%{customdata[1]}</b><br>%{customdata[2]}<br>%{customdata[3]}<extra></extra>"
+TEMPLATE = Path(__file__).with_name("twin.html")
 
 
-def scatter_traces(table: EmbeddingTable, method: str, states: Sequence[str], colour_by: str) -> list[go.Scattergl]:
-    """One trace a (vision state, colour value), then the texts of the states' spaces as stars.
+def view_html(
+    scene: Scene, view: View | None, path: Path | str, look: Thumbnails | None = None, pictures: int = 400
+) -> Path:
+    """Write a view as a self-contained page; a picture is about 3 kB, a point 0.2 kB.
 
-    `customdata` of a point: row in the table's frame, HOI, state and split, score; a click reads the row from it.
-    Points without coordinates (a state added after the projection) are left out.
+    look: draws the pictures of the first `pictures` pairs, selected ones first; None leaves them out.
     """
-    x, y = f"{method}_x", f"{method}_y"
-    vision = table.frame[table.frame["modality"] == "vision"]
-    # looks come from all states, so a class keeps its colour while states are switched on and off
-    looks = {look.value: look for look in categories(colour_values(vision, colour_by))} if len(vision) else {}
-    traces: list[go.Scattergl] = []
-    plain = sum(MODALITY[state] == "vision" for state in states) == 1  # then a name need not say its state
-    for state in states:
-        if MODALITY[state] != "vision":
-            continue
-        frame = table.frame[(table.frame["state"] == state) & table.frame[x].notna()]
-        shown = colour_values(frame, colour_by)
-        shown = shown.where(shown.isin(looks), "other")
-        for value, look in looks.items():
-            part = frame[shown == value]
-            if len(part):
-                colour = STATE_COLOUR[state] if colour_by == "modality" else look.colour
-                marker = {"size": 7, "color": colour, "symbol": look.symbol, "opacity": OPACITY[state]}
-                name = STATE_LABEL[state] if colour_by == "modality" else value if plain else f"{value} ({state})"
-                traces.append(_trace(part, x, y, name, marker, legendgroup=value))
-    wanted = {"text" if state in ("raw", "text") else "text_centred" for state in states}
-    for state in sorted(wanted):
-        part = table.frame[(table.frame["state"] == state) & table.frame[x].notna()]
-        if len(part):
-            symbol = "star-open" if state == "text" and len(wanted) > 1 else "star"
-            marker = {
-                "size": 12,
-                "color": STATE_COLOUR[state],
-                "symbol": symbol,
-                "line": {"width": 0.8, "color": "white"},
-            }
-            traces.append(_trace(part, x, y, STATE_LABEL[state], marker))
-    return traces
+    view = (view or View()).on(scene)
+    page = TEMPLATE.read_text()
+    data = json.dumps(_payload(scene, view, look, pictures), separators=(",", ":"), allow_nan=False)
+    head = header([scene], "stars", "Point at a dot for its picture; click to keep it.")
+    for name, text in {"TITLE": escape(scene.name or "embeddings"), "HEADER": head}.items():
+        page = page.replace(f"<!--{name}-->", text)
+    # "</" would end the script element; JSON may write the slash escaped
+    write_text(path, page.replace("/*DATA*/null", data.replace("</", "<\\/")))
+    return Path(path)
 
 
-def _trace(part: pd.DataFrame, x: str, y: str, name: str, marker: dict, **more: str) -> go.Scattergl:
-    split = np.where(part["unseen"], "unseen", "seen")
-    state = part["state"].map(STATE_LABEL) + " · " + split
-    score = [
-        "" if np.isnan(s) else f"score {s:.2f} · {'correct' if c else 'wrong'}"
-        for s, c in zip(part["score"], part["correct"], strict=True)
-    ]
-    return go.Scattergl(
-        x=part[x].to_numpy(),
-        y=part[y].to_numpy(),
-        mode="markers",
-        name=name,
-        marker=marker,
-        customdata=np.stack([part.index.to_numpy(dtype=object), part["hoi"], state, score], axis=1),
-        hovertemplate=HOVER,
-        **more,
-    )
-
-
-def layout(method: str, title: str = "") -> dict:
-    """The figure's layout; the axes carry no ticks since their numbers mean nothing."""
-    axis = {"showticklabels": False, "showgrid": False, "zeroline": False, "mirror": True, "linecolor": "#d1d5db"}
-    note = {
-        "text": caveat(method), "showarrow": False, "xref": "paper", "yref": "paper",
-        "x": 0, "y": -0.01, "yanchor": "top", "xanchor": "left", "font": {"color": FAINT, "size": 12},
+def _payload(scene: Scene, view: View, look: Thumbnails | None, pictures: int) -> dict[str, Any]:
+    frame = scene.frame
+    colours = {
+        name: [_look(scene, name, state) for state in scene.states] if name in ("score", "correct")
+        else [_look(scene, name, view.state)]
+        for name in available(scene)
     }  # fmt: skip
     return {
-        "template": "plotly_white",
-        "height": 620,
-        "title": {"text": title or LABELS[method], "x": 0.01, "font": {"size": 18, "color": INK}},
-        "font": {"family": "system-ui, sans-serif", "color": INK},
-        "margin": {"l": 10, "r": 10, "t": 50, "b": 36},
-        "legend": {"itemsizing": "constant", "font": {"size": 11}},
-        "hoverlabel": {"align": "left"},
-        "xaxis": axis,
-        "yaxis": axis,
-        "annotations": [note],
-    }
+        "pairs": scene.pairs,
+        "states": [STATE_LABEL[state] for state in scene.states],
+        "hits": [None if np.isnan(scene.hits(state)) else round(scene.hits(state), 3) for state in scene.states],
+        "methods": {m: {"label": LABELS.get(m, m), "note": caveat(m), "at": _places(scene, m)} for m in scene.methods},
+        "colours": colours,
+        "points": [
+            {"id": str(point), "hoi": str(hoi).replace("_", " "), "text": str(sentence), "seen": not unseen}
+            for point, hoi, sentence, unseen in zip(
+                frame["point"], frame["hoi"], frame["sentence"], frame["unseen"], strict=True
+            )
+        ],
+        "best": [
+            [_best(scene, row, state) for state in dict.fromkeys([scene.before, scene.after])]
+            for row in range(scene.pairs)
+        ],
+        "ends": [STATE_LABEL[state] for state in dict.fromkeys([scene.before, scene.after])],
+        "pictures": _pictures(scene, view, look, pictures),
+        "arrows": _arrows(scene, view),
+        "start": {
+            "state": scene.states.index(view.state), "method": view.projection, "colour": view.colour,
+            "selected": [scene.row_of[point] for point in view.selection],
+        },
+    }  # fmt: skip
 
 
-def interactive_html(
-    table: EmbeddingTable, path: Path | str, method: str = "tsne", colour_by: str = "verb", title: str = ""
-) -> Path:
-    """A self-contained HTML file (about 5 MB, it carries plotly.js) of all states; buttons show one state at a time."""
-    states = table.states
-    per_state = {state: scatter_traces(table, method, [state], colour_by) for state in states}
-    figure = go.Figure([trace for traces in per_state.values() for trace in traces], layout(method, title))
-    owner = [state for state, traces in per_state.items() for _ in traces]
-    last = states[-1]
-    for trace, state in zip(figure.data, owner, strict=True):
-        trace.visible = state == last
-    buttons = [
-        {"label": STATE_LABEL[state], "method": "update", "args": [{"visible": [state == other for other in owner]}]}
-        for state in states
-    ]
-    # one pair of axes for all states, so switching shows movement and not a new scale
-    for axis in "xy":
-        values = table.frame[f"{method}_{axis}"]
-        margin = 0.05 * (values.max() - values.min())
-        figure.layout[f"{axis}axis"].range = [float(values.min() - margin), float(values.max() + margin)]
-    figure.update_layout(
-        updatemenus=[
-            {"type": "buttons", "direction": "right", "x": 0.5, "xanchor": "center", "y": 1.02, "yanchor": "bottom",
-             "active": len(states) - 1, "buttons": buttons}
-        ]
-    )  # fmt: skip
-    path = Path(path)
-    write_text(path, figure.to_html(include_plotlyjs=True, full_html=True))
-    return path
+def _look(scene: Scene, name: str, state: str) -> dict[str, Any]:
+    found = colouring(scene, name, state)
+    looks = [[look.value, look.colour] for look in found.looks]
+    return {"title": found.title, "looks": looks, "code": found.code.tolist()}
+
+
+def _places(scene: Scene, method: str) -> list[list[list[float]]]:
+    """[state][row][x, y] in 0..1 of the axes that all states share, y downwards."""
+    low, high = scene.limits(method).T
+    places = [(scene.coordinates(state, method) - low) / (high - low) for state in scene.states]
+    return [np.nan_to_num(np.stack([at[:, 0], 1 - at[:, 1]], 1), nan=-9).round(4).tolist() for at in places]
+
+
+def _best(scene: Scene, row: int, state: str) -> list[list[Any]]:
+    if not scene.texts:
+        return []
+    found = scene.predictions(row, state)
+    names = found["hoi"].astype(str).str.replace("_", " ")
+    return [[n, round(float(s), 2), bool(t)] for n, s, t in zip(names, found["score"], found["true"], strict=True)]
+
+
+def _pictures(scene: Scene, view: View, look: Thumbnails | None, limit: int) -> dict[int, str]:
+    if look is None:
+        return {}
+    first: Sequence[int] = [row for row in map(scene.row_of.get, view.selection) if row < scene.pairs]
+    # an even choice over the pairs rather than the first images only
+    rest = np.random.default_rng(0).permutation(scene.pairs).tolist()
+    chosen = list(dict.fromkeys([*first, *rest]))[:limit]
+    return {row: uri for row in chosen if (uri := look.uri(row, 110, quality=70))}
+
+
+def _arrows(scene: Scene, view: View) -> list[int]:
+    """Rows whose way is drawn from `ends[0]` to `ends[1]`."""
+    if view.arrows == "selection":
+        rows = np.array([scene.row_of[point] for point in view.selection], dtype=int)
+        return scene.movers(view.arrow_limit, rows).tolist()
+    return scene.movers(view.arrow_limit if view.arrows == "movers" else 0).tolist()

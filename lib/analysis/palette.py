@@ -1,6 +1,6 @@
 """One look for every figure: colour-blind safe colours (Okabe and Ito 2008; Paul Tol's `muted`), fonts, grid.
 
-Meaning keeps its colour everywhere: text is green stars, raw vision blue, centred sky blue, bridged vermillion.
+Meaning keeps its colour everywhere: text green, raw vision blue, adapted pink, centred sky blue, bridged vermillion.
 Colours alone can tell about eight classes apart; beyond, colour and marker shape together name a class.
 """
 
@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from lib.runs import atomic_write, write_text
@@ -21,14 +24,18 @@ INK, FAINT, GRID, REST = "#22272e", "#6b7280", "#e5e7eb", "#b8bec8"
 STATE_COLOUR = {
     "text": "#009E73",
     "text_centred": "#009E73",
+    "text_raw": "#009E73",
     "raw": "#0072B2",
+    "adapted": "#CC79A7",
     "centred": "#56B4E9",
     "bridged": "#D55E00",
 }
 STATE_LABEL = {
     "text": "text",
     "text_centred": "text, centred",
+    "text_raw": "text, raw",
     "raw": "vision, raw",
+    "adapted": "vision, adapted",
     "centred": "vision, centred",
     "bridged": "vision, bridged",
 }
@@ -90,11 +97,18 @@ def categories(values: pd.Series, limit: int = len(CLASSES) * len(MARKERS)) -> l
     looks = []
     for i, value in enumerate(ranked[:limit]):
         shape = (i // len(CLASSES)) if value not in fixed else 0
-        colour = fixed.get(value, CLASSES[i % len(CLASSES)])
+        colour = fixed.get(value, _shade(CLASSES[i % len(CLASSES)], shape))
         looks.append(Category(value, colour, MARKERS[shape], SYMBOLS[shape]))
     if len(ranked) > limit:
         looks.append(Category("other", REST, MARKERS[0], SYMBOLS[0]))
     return looks
+
+
+def _shade(colour: str, turn: int) -> str:
+    """The colour itself, a paler and a darker one: told apart where markers have no shape, and by colour-blind eyes."""
+    mix = {0: (colour, 0.0), 1: ("#ffffff", 0.4), 2: ("#000000", 0.45)}[turn]
+    own, other = np.array(to_rgb(colour)), np.array(to_rgb(mix[0]))
+    return to_hex(own + mix[1] * (other - own))
 
 
 COLOUR_BY = ("modality", "verb", "object", "hoi", "split", "correct")
@@ -124,10 +138,12 @@ def drawing(size: tuple[float, float], **more) -> Iterator[Figure]:
 
 
 def headline(fig: Figure, finding: str, detail: str = "") -> None:
-    """The finding as the figure's title, left-aligned, with a quieter line below it."""
-    fig.suptitle(finding, x=0.01, ha="left", color=INK)
+    """The finding as the figure's title, left-aligned, with a quieter line at its foot; both broken to its width."""
+    inches = fig.get_figwidth()
+    fig.suptitle("\n".join(wrap(finding, int(8.3 * inches))), x=0.01, ha="left", color=INK)
     if detail:
-        fig.text(0.01, -0.005, detail, ha="left", va="top", color=FAINT, fontsize=9)
+        lines = "\n".join(wrap(detail, int(14.5 * inches)))
+        fig.supxlabel(lines, x=0.01, ha="left", color=FAINT, fontsize=9)
 
 
 def save_figure(fig: Figure, path: Path | str, caption: str = "", dpi: int = 130) -> Path:

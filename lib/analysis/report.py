@@ -1,19 +1,20 @@
 """`report.html` of a run: one file that opens anywhere, figures embedded, nothing loaded from outside.
 
 Read from the run folder: metrics.json (needed), figures/*.png with an optional caption in a .txt of the same name,
-figures/*.html (linked), config.yaml, environment.json. Written: report.html and summary.txt.
+figures/*.html (linked), config.yaml, environment.json. Written: report.html and summary_report.txt.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from lib.analysis import page
+from lib.analysis.advice import advise
 from lib.analysis.embeddings import VISION_STATES
 from lib.analysis.figures import METHOD_LABEL, SPLIT_KEYS, results_from_metrics
 from lib.analysis.gap_report import METRICS
@@ -24,7 +25,7 @@ __all__ = ["text_summary", "write_report"]
 
 
 def write_report(run_folder: Path | str) -> Path:
-    """Write `report.html` and `summary.txt` of a run and return the path of the first.
+    """Write `report.html` and `summary_report.txt` of a run and return the path of the first.
 
     Raises FileNotFoundError when the run has no metrics.json; any other part that is missing is said to be missing.
     """
@@ -35,24 +36,21 @@ def write_report(run_folder: Path | str) -> Path:
             f"{path}: not found, expected the metrics of a run; run its notebooks: make run RUN={folder}"
         )
     metrics = {key: value for key, value in json.loads(path.read_text()).items() if isinstance(value, int | float)}
-    parts = [
-        _head(folder.resolve().name, metrics),
-        _section("Results", _results(metrics)),
-        _section("What the numbers say", _findings(metrics)),
-        _section("Figures", _figures(folder / "figures")),
-        _section("Modality gap", _gap(metrics)),
-        _section("Settings", _file(folder / "config.yaml")),
-        _section("Environment", _environment(folder / "environment.json")),
-        _section("All metrics", _all_metrics(metrics)),
-    ]
-    title = f"{escape(folder.resolve().name)} · HOI report"
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head>'
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    name = folder.resolve().name
+    whole = page.page(
+        f"{name} · HOI report",
+        _head(name, metrics),
+        page.section("Results", _results(metrics)),
+        page.section("What the numbers say", _findings(metrics)),
+        page.section("Vision and text: what to do next", _advice(metrics)),
+        page.section("Figures", _figures(folder / "figures")),
+        page.section("Modality gap", _gap(metrics)),
+        page.section("Settings", _file(folder / "config.yaml")),
+        page.section("Environment", _environment(folder / "environment.json")),
+        page.section("All metrics", _all_metrics(metrics)),
     )
-    write_text(folder / "summary.txt", text_summary(metrics))
-    write_text(folder / "report.html", page)
+    write_text(folder / "summary_report.txt", text_summary(metrics))
+    write_text(folder / "report.html", whole)
     return folder / "report.html"
 
 
@@ -62,15 +60,8 @@ def write_report(run_folder: Path | str) -> Path:
 def _head(name: str, metrics: Mapping[str, float]) -> str:
     judged = verdict(metrics)
     seconds = metrics.get("demo/seconds", math.nan)
-    made = ""
-    if math.isfinite(seconds):
-        minutes, rest = divmod(round(seconds), 60)
-        made = f"<p class=quiet>Made in {minutes} min {rest} s.</p>"
+    made = page.quiet(f"Made in {page.duration(seconds)}.") if math.isfinite(seconds) else ""
     return f"<h1>{escape(name)}</h1><p class='verdict {judged.tone}'>{escape(judged.text)}</p>{made}"
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
 
 
 def _results(metrics: Mapping[str, float]) -> str:
@@ -88,9 +79,7 @@ def _results(metrics: Mapping[str, float]) -> str:
         cells += [_number(metrics.get(f"{name}/{key}", math.nan)) for key in extra]
         rows.append([f"<th scope=row>{escape(METHOD_LABEL.get(str(name), str(name)))}</th>", *cells])
     head = ["mAP, %", *SPLIT_KEYS, *(key.replace("_", " ") for key in extra)]
-    return (
-        _table(head, rows) + "<p class=quiet>Bold: best of a column. One run, one seed: read differences with care.</p>"
-    )
+    return page.table(head, rows) + page.quiet("Bold: best of a column. One run, one seed: read differences with care.")
 
 
 def _findings(metrics: Mapping[str, float]) -> str:
@@ -100,21 +89,28 @@ def _findings(metrics: Mapping[str, float]) -> str:
     return "<ul>" + "".join(f"<li class={f.tone}>{escape(f.text)}</li>" for f in found) + "</ul>"
 
 
+def _advice(metrics: Mapping[str, float]) -> str:
+    found = advise(metrics)
+    if not found:
+        return page.quiet("Not measured yet: run notebook 05_embedding_analysis.")
+    items = []
+    for advice in found:
+        steps = "".join(f"<li class=neutral>{escape(step)}</li>" for step in advice.try_next)
+        items.append(f"<li class={advice.tone}>{escape(advice.text)}{f'<ul>{steps}</ul>' if steps else ''}</li>")
+    return f"<ul>{''.join(items)}</ul>"
+
+
 def _figures(folder: Path) -> str:
     blocks = []
     for path in sorted(folder.glob("*.png")):
         text = path.with_suffix(".txt")
         caption = text.read_text().strip() if text.is_file() else path.stem.replace("_", " ")
-        data = base64.b64encode(path.read_bytes()).decode()
-        blocks.append(
-            f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
+        blocks.append(page.picture(path, caption))
     links = "".join(
         f'<li><a href="figures/{escape(path.name)}">{escape(path.stem.replace("_", " "))}</a> (interactive)</li>'
         for path in sorted(folder.glob("*.html"))
     )
-    return "".join(blocks) + (f"<ul>{links}</ul>" if links else "") or "<p class=quiet>No figures yet.</p>"
+    return "".join(blocks) + (f"<ul>{links}</ul>" if links else "") or page.quiet("No figures yet.")
 
 
 def _gap(metrics: Mapping[str, float]) -> str:
@@ -135,7 +131,7 @@ def _gap(metrics: Mapping[str, float]) -> str:
         "compares across. ↑ ↓: which way is better; no arrow: an alarm or a description. The mean max cosine uses no "
         "labels: it rises also when detection collapses.</p>"
     )
-    return note + _table(["metric", *states, "reading"], rows, prose=["reading"])
+    return note + page.table(["metric", *states, "reading"], rows, prose=["reading"])
 
 
 def _environment(path: Path) -> str:
@@ -145,7 +141,7 @@ def _environment(path: Path) -> str:
         [f"<th scope=row>{escape(key)}</th>", f"<td class=left>{escape(_plain(value))}</td>"]
         for key, value in json.loads(path.read_text()).items()
     ]
-    return _table([], rows)
+    return page.table([], rows)
 
 
 def _file(path: Path) -> str:
@@ -156,23 +152,10 @@ def _file(path: Path) -> str:
 
 def _all_metrics(metrics: Mapping[str, float]) -> str:
     rows = [[f"<th scope=row>{escape(key)}</th>", _number(value)] for key, value in sorted(metrics.items())]
-    return f"<details><summary>{len(rows)} numbers of metrics.json</summary>{_table([], rows)}</details>"
+    return f"<details><summary>{len(rows)} numbers of metrics.json</summary>{page.table([], rows)}</details>"
 
 
 # ---------------------------------------------------------------- pieces
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], prose: Sequence[str] = ()) -> str:
-    """Rows of ready cells under a head; the columns named in `prose` are left-aligned."""
-    top = (
-        "<thead><tr>"
-        + "".join(f"<th{' class=left' * (name in prose)}>{escape(name)}</th>" for name in head)
-        + "</tr></thead>"
-        if head
-        else ""
-    )
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f"<div class=scroll><table>{top}<tbody>{body}</tbody></table></div>"
 
 
 def _number(value: float, best: bool = False, digits: int | None = None) -> str:
@@ -204,35 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.analysis.report", description=main.__doc__)
     parser.add_argument("run", help="run folder, such as runs/demo")
     folder = Path(parser.parse_args().run)
-    page = write_report(folder)
+    written = write_report(folder)
     metrics = json.loads((folder / "metrics.json").read_text())
-    print(f"{results_table(metrics)}\n\n{verdict(metrics).text}\n{page}")
-
-
-_CSS = """
-:root { color-scheme: light dark; --ink: #22272e; --quiet: #5b6472; --page: #fff; --card: #f6f7f9; --line: #e1e4e8;
-  --good: #007a58; --bad: #b34700; --link: #0060a0 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --quiet: #9aa4b2; --page: #16191d; --card: #1f242a;
-  --line: #333a43; --good: #3ecfa4; --bad: #ff9a5c; --link: #6cb6ff } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { font-size: 1.9rem; margin: 0 0 .5rem } h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem }
-a { color: var(--link) } .quiet { color: var(--quiet); font-size: .9rem }
-.verdict { font-size: 1.1rem; background: var(--card); border-left: 4px solid var(--quiet); padding: .8rem 1rem;
-  border-radius: 0 6px 6px 0 }
-.verdict.good { border-color: var(--good) } .verdict.bad { border-color: var(--bad) }
-ul { padding-left: 1.2rem } li { margin: .3rem 0 } li.good::marker { color: var(--good); content: "▲ " }
-li.bad::marker { color: var(--bad); content: "▼ " } li.neutral::marker { color: var(--quiet); content: "● " }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem }
-th, td { padding: .32rem .8rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
-thead th { color: var(--quiet); font-weight: 600 }
-th:first-child, .left, td.quiet { text-align: left } th[scope=row] { font-weight: 500 }
-figure { margin: 1.25rem 0 2rem } figure img { max-width: 100%; height: auto; background: #fff; padding: .5rem;
-  box-sizing: border-box; border: 1px solid var(--line); border-radius: 6px }
-figcaption { color: var(--quiet); font-size: .9rem; margin-top: .35rem }
-pre { background: var(--card); padding: 1rem; overflow-x: auto; font-size: .82rem; border-radius: 6px }
-summary { cursor: pointer; color: var(--link) }
-"""
+    print(f"{results_table(metrics)}\n\n{verdict(metrics).text}\n{written}")
 
 
 if __name__ == "__main__":

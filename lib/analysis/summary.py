@@ -8,16 +8,15 @@ warning, and never decides anything (spec diffusion-bridge.md §1.4).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lib.analysis.advice import advise, collapse, fooled_cosine
 from lib.analysis.embeddings import VISION_STATES
 from lib.analysis.figures import METHOD_LABEL, SPLIT_KEYS, results_from_metrics
-from lib.analysis.gap_report import METRICS
+from lib.analysis.gap_report import BASELINE, METRICS
 
 CLEAR = 0.5  # mAP points below which one run's difference is called no clear difference
-COLLAPSE_ENTROPY = 0.6  # predicted-class entropy after the bridge, as a share of that before
-COLLAPSE_RANK = 0.25  # effective rank after the bridge, as a share of that before
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,14 @@ def findings(metrics: Mapping[str, float]) -> list[Finding]:
     """The verdict first, then what supports it; an empty list where nothing can be compared."""
     pairs = [("bridge", "ezhoi"), ("bridge", "centred"), ("centred", "ezhoi"), ("ezhoi", "frozen_clip")]
     found = [_comparison(metrics, *pair) for pair in [*pairs, ("wrong_order", "bridge")]]
-    return [finding for finding in [*found, _collapse(metrics), *_gap(metrics)] if finding]
+    return [finding for finding in [*found, _collapsed(metrics), *_gap(metrics)] if finding]
 
 
 def verdict(metrics: Mapping[str, float]) -> Finding:
     """The one sentence on the bridge for the head of a report."""
-    collapse = _collapse(metrics)
-    if collapse:
-        return collapse
+    collapsed = _collapsed(metrics)
+    if collapsed:
+        return collapsed
     finding = _comparison(metrics, "bridge", "ezhoi")
     if not finding:
         return Finding("neutral", "The run holds no mAP with and without the bridge: it says nothing about the bridge.")
@@ -69,24 +68,15 @@ def _comparison(metrics: Mapping[str, float], after: str, before: str) -> Findin
     return Finding("neutral", f"{names}: no clear difference, every change is below {CLEAR} mAP ({numbers}).")
 
 
-def _collapse(metrics: Mapping[str, float]) -> Finding | None:
-    """A bridge that maps everything onto few texts raises cosines and closes the gap, and is worthless."""
-    entropy = [metrics.get(f"gap/{state}/hit_entropy", math.nan) for state in ("centred", "bridged")]
-    rank = [metrics.get(f"gap/{state}/effective_rank", math.nan) for state in ("centred", "bridged")]
-    recall = [metrics.get(f"gap/{state}/recall@1", math.nan) for state in ("centred", "bridged")]
-    snapped = entropy[1] < COLLAPSE_ENTROPY * entropy[0] or rank[1] < COLLAPSE_RANK * rank[0]
-    if not (snapped and recall[1] < recall[0]):
-        return None
-    return Finding(
-        "bad",
-        f"The bridge collapses: predicted-class entropy {entropy[0]:.2f} → {entropy[1]:.2f}, effective rank "
-        f"{rank[0]:.1f} → {rank[1]:.1f}, recall@1 {recall[0]:.2f} → {recall[1]:.2f}. A smaller gap is no success here.",
-    )
+def _collapsed(metrics: Mapping[str, float]) -> Finding | None:
+    found = collapse(metrics)
+    return found and Finding(found.tone, found.text)
 
 
 def _gap(metrics: Mapping[str, float]) -> list[Finding]:
+    """What bridging changes on the same pairs, and whether the label-free cosine tells another story."""
     found = []
-    for name in ("gt_margin", "recall@1"):
+    for name in ("recall@1", "class_map", "gt_margin"):
         key = f"gap/change/{name}"
         change, low, high = (metrics.get(f"{key}{end}", math.nan) for end in ("", "_low", "_high"))
         if not math.isfinite(change):
@@ -98,23 +88,8 @@ def _gap(metrics: Mapping[str, float]) -> list[Finding]:
         found.append(
             Finding(tone, f"Centred → bridged, the same pairs: {METRICS[name].label} {word} ({change:+.3f}, {bounds}).")
         )
-    cosine = [metrics.get(f"gap/{state}/max_cosine", math.nan) for state in ("centred", "bridged")]
-    margin = [metrics.get(f"gap/{state}/gt_margin", math.nan) for state in ("centred", "bridged")]
-    if cosine[1] > cosine[0] and margin[1] <= margin[0]:
-        found.append(
-            Finding(
-                "bad",
-                f"The mean max cosine rises ({cosine[0]:.2f} → {cosine[1]:.2f}) while the margin to the best wrong "
-                f"class does not ({margin[0]:.3f} → {margin[1]:.3f}): points move to texts, not to their own texts.",
-            )
-        )
-    gap = [metrics.get(f"gap/{state}/centroid_gap", math.nan) for state in ("raw", "centred")]
-    if all(math.isfinite(value) for value in gap):
-        text = (
-            f"Centring alone takes the centroid gap from {gap[0]:.2f} to {gap[1]:.2f}; the bridge is what comes after."
-        )
-        found.append(Finding("neutral", text))
-    return found
+    fooled = fooled_cosine(metrics)
+    return [*found, Finding("bad", fooled.text)] if fooled else found
 
 
 def _list(names: list[str]) -> str:
@@ -138,17 +113,60 @@ def text_summary(metrics: Mapping[str, float]) -> str:
     states = [state for state in VISION_STATES if any(key.startswith(f"gap/{state}/") for key in metrics)]
     if states:
         header = "".join(f"{state:>10}" for state in states)
-        lines += ["", f"Modality gap (all pairs)\n  {'':28}{header}   reading"]
+        counts = [metrics.get(f"gap/{name}", math.nan) for name in ("pairs", "texts")]
+        size = f"{counts[0]:.0f} pairs, {counts[1]:.0f} class texts" if all(map(math.isfinite, counts)) else "all pairs"
+        lines += ["", f"Modality gap ({size})\n  {'':28}{header}   reading"]
         for name, metric in METRICS.items():
             values = [metrics.get(f"gap/{state}/{name}", math.nan) for state in states]
             if any(map(math.isfinite, values)):
                 label = metric.label.replace("$^2$", "²")
                 lines.append(f"  {label:28}{''.join(f'{_cell(v):>10}' for v in values)}   {metric.reading}")
         lines += ["  The mean max cosine uses no labels and rises also when every point snaps onto a wrong text."]
-        lines += ["  Cosines and margins of raw vision live in another space than the others; recall compares across."]
+        lines += ["  Cosines of uncentred vision live in another space than those beside them; recall compares across."]
+        lines += ["", *_baselines(metrics), *_guide(metrics, states)]
     supporting = [finding.text for finding in findings(metrics)]
     lines += ["", "Findings", *(f"  - {text}" for text in supporting or ["nothing to compare yet"])]
+    for advice in advise(metrics):
+        lines += ["", f"[{advice.level}] {advice.text}", *(f"    -> {step}" for step in advice.try_next)]
     return "\n".join(lines) + "\n"
+
+
+def _baselines(metrics: Mapping[str, float]) -> list[str]:
+    """Recall, class mAP and centroid gap of the closed forms beside the bridge."""
+    states = sorted({key.split("/")[1] for key in metrics if key.startswith(f"gap/{BASELINE}")})
+    if not states:
+        return []
+    names = ("recall@1", "recall@1_unseen", "class_map", "centroid_gap")
+    lines = [f"Closed forms fitted on training pairs\n  {'':28}" + "".join(f"{name:>17}" for name in names)]
+    for state in [*states, "bridged"]:
+        values = "".join(f"{_cell(metrics.get(f'gap/{state}/{name}', math.nan)):>17}" for name in names)
+        lines.append(f"  {state.removeprefix(BASELINE).replace('_', ' '):28}{values}")
+    return [*lines, ""]
+
+
+def _guide(metrics: Mapping[str, float], states: Sequence[str]) -> list[str]:
+    """The label-free figures of older reports, last state against the one before it (spec §1.3)."""
+    if len(states) < 2:
+        return []
+    before, after = states[-2:]
+
+    def told(name: str) -> tuple[float, float]:
+        return tuple(metrics.get(f"gap/{state}/{name}", math.nan) for state in (before, after))
+
+    cosine, spread = told("max_cosine"), told("max_cosine_std")
+    norms, norm_spread = told("vision_norm"), told("vision_norm_std")
+    gain = cosine[1] - cosine[0]
+    share = f" ({100 * gain / cosine[0]:+.1f} %)" if cosine[0] > 0 else ""
+    inside, distance = told("spread"), told("text_distance")
+    return [
+        f"Label-free figures, {before} -> {after} (they decide nothing: they improve under a collapse too)",
+        f"  Cosine similarity (vision -> nearest text)  before {cosine[0]:.4f} ± {spread[0]:.4f}"
+        f"   after {cosine[1]:.4f} ± {spread[1]:.4f}   improvement {gain:+.4f}{share}",
+        f"  Feature norms  before {norms[0]:.4f} ± {norm_spread[0]:.4f}   after {norms[1]:.4f} ± {norm_spread[1]:.4f}"
+        f"   text {metrics.get(f'gap/{after}/text_norm', math.nan):.4f}",
+        f"  Visual intra-distance  before {inside[0]:.4f}   after {inside[1]:.4f}",
+        f"  Vision -> text distance  before {distance[0]:.4f}   after {distance[1]:.4f}",
+    ]
 
 
 def _cell(value: float) -> str:

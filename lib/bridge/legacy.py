@@ -27,11 +27,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lib.bridge.geometry import centre, modality_mean
-from lib.bridge.old_pickles import MEAN_KEYS, LegacyError, read_embeddings, read_mean, read_pickle
+from lib.bridge.old_pickles import MEAN_KEYS, LegacyError, read_embeddings, read_mean
 from lib.bridge.text_bank import CONTROL, TextBank, tensor_sha256, vision_control
 from lib.clip.load import load_clip
 from lib.clip.text_space import clip_text_space
 from lib.data.captions import read_captions
+from lib.data.restricted_pickle import read_pickle
 from lib.runs import atomic_write, file_sha256, write_json
 
 BOXES_H, BOXES_O = ["x1h", "y1h", "x2h", "y2h"], ["x1o", "y1o", "x2o", "y2o"]  # columns of a pairs table

@@ -1,15 +1,10 @@
-"""Pickles of the public programs, read without running them (spec ez-hoi.md §9.3, diffusion-bridge.md §2.3).
+"""What the pickles of the public bridge programs mean (spec ez-hoi.md §9.3, diffusion-bridge.md §2.3).
 
-A pickle is a program. `read_pickle` runs only what builds tensors, arrays and plain containers; anything else is
-refused by name before it is called. `read_mean` and `read_embeddings` know the layouts of the CVPR repo and the fork.
+`read_mean` and `read_embeddings` know the layouts of the CVPR repo and the fork; nothing of a file is run.
 """
 
 from __future__ import annotations
 
-import collections
-import io
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,104 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lib.bridge.geometry import check_mean, uncentre
+from lib.data.restricted_pickle import read_pickle
 from lib.errors import FoundExpected
 
 MEAN_KEYS = {"text_mean": "text", "mean": "", "vision_mean": "vision", "image_mean": "vision"}  # key -> modality
-TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first object of torch.save's older format
 
 
 class LegacyError(FoundExpected):
-    """A pickle that is refused or is none of the known layouts: found, expected, mend."""
-
-
-# ---------------------------------------------------------------- reading without running
-
-
-def read_pickle(path: Path | str) -> Any:
-    """Content of a .pkl or torch.save file: tensors (on the CPU), numpy arrays and plain containers.
-
-    Raises LegacyError for a missing or broken file and for one that asks for anything else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise LegacyError(path, "no file", "a pickle of the public programs", "correct the path")
-    try:
-        if zipfile.is_zipfile(path):
-            return torch.load(path, map_location="cpu", weights_only=True)
-        content = _Restricted(io.BytesIO(path.read_bytes())).load()
-        if isinstance(content, int) and content == TORCH_MAGIC:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        return content
-    except _NotPlain as error:
-        raise LegacyError(
-            path, f"a pickle that calls {error}, which could run any program", "tensors, arrays and plain containers",
-            "do not load it; whoever made it can save the tensor alone",
-        ) from None  # fmt: skip
-    except Exception as error:  # a broken stream can raise anything
-        raise LegacyError(
-            path, f"a file that is no whole pickle ({type(error).__name__}: {str(error).splitlines()[0][:120]})",
-            "a pickle of tensors, arrays and plain containers", "copy it again",
-        ) from None  # fmt: skip
-
-
-class _NotPlain(Exception):
-    """Dotted name of something that a pickle may not reach."""
-
-
-def _plain_storage(blob: bytes) -> Any:
-    """The bytes of torch.save inside a pickled tensor; `torch.storage._load_from_bytes` would run what they say."""
-    try:
-        return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise _NotPlain("something other than tensors inside the bytes of a tensor") from None
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes."""
-    if encoding not in ("latin1", "latin-1"):
-        raise _NotPlain(f"_codecs.encode(..., {encoding!r})")
-    return text.encode(encoding)
-
-
-def _default_dict(factory: Any = None, *rest: Any) -> dict:
-    return collections.OrderedDict(*rest)  # what it would make of a missing key is not needed
-
-
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
-    ("torch.storage", "_load_from_bytes"): _plain_storage,
-    ("torch", "Size"): torch.Size,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "defaultdict"): _default_dict,
-    ("_codecs", "encode"): _latin1,
-    **{(name, "_reconstruct"): np._core.multiarray._reconstruct for name in _MULTIARRAY},
-    **{(name, "scalar"): np._core.multiarray.scalar for name in _MULTIARRAY},
-    **{(name, "_frombuffer"): np._core.numeric._frombuffer for name in _NUMERIC},
-    **{
-        (module, kind.__name__): kind
-        for module in ("builtins", "__builtin__")
-        for kind in (set, frozenset, complex, list, dict, int, float)
-    },
-}  # fmt: skip
-
-
-class _Restricted(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _NotPlain(f"{module}.{name}") from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _NotPlain(f"persistent object {pid!r}")
-
-
-# ---------------------------------------------------------------- what a file means
+    """A pickle that is none of the known layouts: found, expected, mend."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lib.bridge.geometry import normalise
 from lib.bridge.samplers import sample
 from lib.bridge.text_bank import tensor_sha256
 from lib.bridge.training import SAMPLER_SETTINGS, Progress, choose_weights, optimise
+from lib.engine.distributed import is_first, share, share_of_mean
 from lib.runs import fingerprint, read_jsonl
 from lib.settings import BridgeSettings
 
@@ -91,7 +92,7 @@ def train_student(
 
     features, texts: raw rows that inputs are made of, see `entering_directions`; `settings.student_pairs` of them
         are walked. settings: width, depth, steps, batch, lr, lr_decay, ema, precision of the student.
-    Writes checkpoint.pt (resumed when present, as in `train_bridge`), loss.jsonl and the bundle, which keeps the
+    Writes checkpoints (resumed when present, as in `train_bridge`), loss.jsonl and the bundle, which keeps the
     teacher's geometry, text space and entry step.
 
     Returns flat metrics; cosine_mean, cosine_p1: student to teacher on held-out inputs. Raises ValueError for a
@@ -123,8 +124,8 @@ def train_student(
         return normalise(network(scale * directions, t))
 
     def batch_loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(u), (settings.batch,), generator=generator, device=u.device)
-        return 1 - (predict(network, u[rows]) * target[rows]).sum(dim=1).mean()
+        rows = share(torch.randint(len(u), (settings.batch,), generator=generator, device=u.device))
+        return share_of_mean(1 - (predict(network, u[rows]) * target[rows]).sum(dim=1), settings.batch)
 
     @torch.no_grad()
     def validate(network: nn.Module) -> dict[str, float]:
@@ -151,7 +152,8 @@ def train_student(
         provenance=provenance,
         fixed_outputs=None,  # were the teacher's
     )
-    bridge.save(folder)
+    if is_first():
+        bridge.save(folder)
     return metrics | {
         "loss_train": read_jsonl(folder / "loss.jsonl")[-1]["loss"],
         "cosine_mean": 1 - scores["all"],

@@ -7,7 +7,6 @@ which the one-evaluation student shares.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +25,18 @@ from lib.bridge.geometry import Geometry
 from lib.bridge.samplers import check_denoiser, check_sampler
 from lib.bridge.self_test import TextProbes
 from lib.bridge.text_bank import TextBank, text_mean
-from lib.engine.checkpoints import load_checkpoint, save_checkpoint
+from lib.engine.checkpoints import Checkpoints, checkpoint_folder
+from lib.engine.distributed import (
+    is_first,
+    share,
+    share_of_mean,
+    sum_gradients,
+    summed,
+    wait_for_all,
+    weights_of_first,
+)
 from lib.engine.ema import Ema
+from lib.engine.loop import cut_history
 from lib.runs import append_jsonl, fingerprint, read_jsonl, write_text
 from lib.settings import BridgeSettings
 
@@ -71,7 +80,7 @@ def train_bridge(
 ) -> dict[str, Any]:
     """Train a denoiser on `bank` and save it as a bridge in `folder`.
 
-    Writes checkpoint.pt (resumed when present: on the CPU the result equals that of an uninterrupted run),
+    Writes checkpoints (resumed when present: on the CPU the result equals that of an uninterrupted run),
     loss.jsonl (step, loss, and val_<bucket> where validated) and the bundle. The bridge has the text mean
     only; the vision mean joins when the detector is known. Raw or averaged weights are kept, whichever has
     the lower held-out loss.
@@ -99,7 +108,9 @@ def train_bridge(
         rows = torch.randint(len(train), (settings.batch,), generator=generator, device=device)
         t = torch.randint(len(schedule), (settings.batch,), generator=generator, device=device)
         noise = torch.randn((settings.batch, train.shape[1]), generator=generator, device=device)
-        return denoising_loss(network, train[rows], t, noise, schedule, settings.scale).mean()
+        rows, t, noise = map(share, (rows, t, noise))
+        losses = denoising_loss(network, train[rows], t, noise, schedule, settings.scale)
+        return share_of_mean(losses, settings.batch)
 
     def held_out_losses(network: nn.Module) -> dict[str, float]:
         return bucket_losses(network, held_out, schedule, settings.scale) if len(held_out) else {}
@@ -129,7 +140,8 @@ def train_bridge(
         "training": {"seed": seed, "settings": asdict(settings), "val_loss": val_loss},
     }
     probes = TextProbes.of(bank, held_out_rows)
-    _bridge(bank, settings, geometry, candidates[chosen], architecture, trained, probes).save(folder)
+    if is_first():
+        _bridge(bank, settings, geometry, candidates[chosen], architecture, trained, probes).save(folder)
     return metrics | {"seconds": time.perf_counter() - started}
 
 
@@ -182,10 +194,12 @@ def optimise(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, nn.Module]:
-    """Run the steps that are left of `settings.steps`, writing checkpoint.pt and loss.jsonl in `folder`.
+    """Run the steps that are left of `settings.steps`, writing checkpoints and loss.jsonl in `folder`.
 
     batch_loss: (model, generator) -> scalar loss; all its randomness comes from the generator, which is saved, so
-        that a resumed run equals an uninterrupted one. validate: model -> numbers for the history, as val_<name>.
+        that a resumed run equals an uninterrupted one. In a process group every process draws the same numbers and
+        returns what its share adds to the batch's mean (`share_of_mean`). validate: model -> numbers for the history,
+        as val_<name>.
     signature: of everything that shapes the weights, to refuse a checkpoint of something else.
 
     Returns the networks of the last step: {"raw": model} and, where averaged, {"ema": its average}.
@@ -198,13 +212,13 @@ def optimise(
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=(0.9, 0.99))
     ema = Ema(model, settings.ema) if settings.ema else None
     loss_sum, loss_count, step = torch.zeros((), device=device), 0, 0  # of the steps since the last line
-    history, checkpoint = folder / "loss.jsonl", folder / "checkpoint.pt"
+    history, kept = folder / "loss.jsonl", Checkpoints(checkpoint_folder(folder))
+    weights_of_first(model)
 
-    if checkpoint.exists():
-        state = load_checkpoint(checkpoint)
+    if state := kept.newest():
         if state["signature"] != signature:
             raise ValueError(
-                f"{checkpoint}: found a checkpoint of other texts or settings ({state['signature']}), expected"
+                f"{kept.folder}: found a checkpoint of other texts or settings ({state['signature']}), expected"
                 f" {signature}; mend: train in another folder, or delete this one"
             )
         model.load_state_dict(state["model"])
@@ -213,10 +227,8 @@ def optimise(
             ema.load_state_dict(state["ema"])
         generator.set_state(state["generator"])
         step = state["step"]
-        rows = [row for row in read_jsonl(history) if row["step"] <= step]  # drop what ran past the checkpoint
-        write_text(history, "".join(f"{json.dumps(row)}\n" for row in rows))
-    else:
-        write_text(history, "")
+    if is_first():
+        write_text(history, "") if step == 0 else cut_history(history, step)
 
     model.train()
     while step < settings.steps:
@@ -225,6 +237,7 @@ def optimise(
             loss = batch_loss(model, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        sum_gradients(model.parameters())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         if ema:
@@ -236,7 +249,7 @@ def optimise(
         last = step == settings.steps
         at_checkpoint = last or step % settings.validate_every == 0
         if at_checkpoint or step % settings.log_every == 0:
-            mean_loss = float(loss_sum) / loss_count
+            mean_loss = float(summed(loss_sum)) / loss_count
             loss_sum, loss_count = torch.zeros((), device=device), 0
             if not math.isfinite(mean_loss):
                 raise FloatingPointError(
@@ -246,7 +259,8 @@ def optimise(
             line = {"step": step, "loss": mean_loss}
             if at_checkpoint:
                 line |= {f"val_{name}": value for name, value in validate(model).items()}
-            append_jsonl(history, line)
+            if is_first():
+                append_jsonl(history, line)
             if progress:
                 progress(step, settings.steps, line)
         if at_checkpoint:
@@ -258,8 +272,9 @@ def optimise(
                 "ema": ema.state_dict() if ema else None,
                 "generator": generator.get_state(),
             }
-            save_checkpoint(checkpoint, state)
+            kept.save(step, state)
     model.eval()
+    wait_for_all()  # the history is whole
     return {"raw": model} | ({"ema": ema.model} if ema else {})
 
 

@@ -33,7 +33,7 @@ def encode_image(clip: ClipModel, images: Tensor) -> tuple[Tensor, Tensor]:
         )
     output_tokens, visual.output_tokens = visual.output_tokens, True
     try:
-        cls, tokens = visual(images.to(clip.device))  # (B, D), (B, L, vision width)
+        cls, tokens = visual(images.to(clip.device, non_blocking=True))  # (B, D), (B, L, vision width)
     finally:
         visual.output_tokens = output_tokens
     patches = tokens @ visual.proj  # (B, L, D)

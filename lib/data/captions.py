@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from lib.data.annotation_file import AnnotationError, MissingAnnotationError, read_json
+
+_EXPECTED = "COCO captions (captions_train2014.json), a JSON list of sentences or a text file of lines"
 
 
 def read_captions(path: Path | str) -> list[str]:
-    """Sentences of a COCO captions JSON (`annotations[].caption`), a JSON list of strings, or a text file of lines."""
+    """Sentences of a COCO captions JSON (`annotations[].caption`), a JSON list of strings, or a text file of lines.
+
+    JSON may be gzipped. Raises MissingAnnotationError, and AnnotationError for a file without a sentence.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: found no file, expected COCO captions (captions_train2014.json) or a list of sentences"
-            "\n  mend: set text_bank.captions"
-        )
-    if path.suffix != ".json":
-        sentences = path.read_text().splitlines()
+        raise MissingAnnotationError(path, "no file", _EXPECTED, "set text_bank.captions")
+    if ".json" not in path.suffixes:
+        try:
+            sentences = path.read_text().splitlines()
+        except UnicodeDecodeError as error:
+            raise AnnotationError(path, f"no text ({error})", _EXPECTED, "save it as UTF-8") from None
     else:
-        content = json.loads(path.read_text())
-        rows = content["annotations"] if isinstance(content, dict) else content
-        sentences = [row["caption"] if isinstance(row, dict) else row for row in rows]
-    sentences = [" ".join(sentence.split()) for sentence in sentences]
-    kept = [sentence for sentence in sentences if sentence]
+        content = read_json(path, _EXPECTED)
+        try:
+            rows = content["annotations"] if isinstance(content, dict) else content
+            sentences = [str.strip(row["caption"] if isinstance(row, dict) else row) for row in rows]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AnnotationError(path, f"entries without caption ({error!r})", _EXPECTED, "use another file") from None
+    kept = [" ".join(sentence.split()) for sentence in sentences if sentence.strip()]
     if not kept:
-        raise ValueError(f"{path}: found no sentence, expected COCO captions, a JSON list of strings or a text file")
+        raise AnnotationError(path, "no sentence", _EXPECTED, "use another file")
     return kept

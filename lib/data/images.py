@@ -10,9 +10,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from lib.engine.progress import Progress
+from lib.errors import FoundExpected
 
 # What PIL's decoders raise on damaged bytes, by format; OSError covers truncated JPEG data.
 _DECODE_ERRORS = (
@@ -25,21 +30,51 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 
+_AGAIN = "copy or download the image again"
+_REPLACE = "replace the file by the original image"
 
-class ImageError(ValueError):
-    """An image file cannot be used; path, found, expected and mend are attributes and make up the message."""
 
-    def __init__(self, path: Path | str, found: str, expected: str, mend: str) -> None:
-        super().__init__(path, found, expected, mend)  # all arguments, so that the error survives pickling
-        self.path, self.found, self.expected, self.mend = Path(path), found, expected, mend
+class ImageError(FoundExpected):
+    """An image file cannot be used: path, finding, expectation, mend."""
 
-    def __str__(self) -> str:
-        return f"{self.path}\n  found: {self.found}\n  expected: {self.expected}\n  mend: {self.mend}"
+
+class MissingImageError(ImageError, FileNotFoundError):
+    """There is no such file."""
 
 
 def read_image(path: Path | str) -> Image.Image:
     """The decoded image in the file's own mode. Raises ImageError if it is missing, truncated or no image."""
     return decode_image(read_image_bytes(path), path)
+
+
+def image_sizes(paths: Sequence[Path]) -> np.ndarray:
+    """[I, 2] width and height from the files' headers, EXIF orientation not applied, for annotations without sizes."""
+    sizes = np.zeros((len(paths), 2), np.int64)
+    with Progress("image sizes", len(paths)) as progress:
+        for index, path in enumerate(paths):
+            sizes[index] = image_size(path)
+            progress.step()
+    return sizes
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(width, height) from a file's header. Raises ImageError if it is missing or no image."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise _no_such_file(path) from None
+    except UnidentifiedImageError:
+        raise ImageError(path, "no known image format", "an image that PIL can open", _REPLACE) from None
+    except _DECODE_ERRORS as error:
+        raise ImageError(path, f"a damaged header ({error})", "a complete image", _AGAIN) from error
+
+
+def _no_such_file(path: Path | str) -> MissingImageError:
+    mend = (
+        "copy the image there, or correct the image folder (data.root, data.images) or the name in the annotation file"
+    )
+    return MissingImageError(path, "no such file", "a readable image file", mend)
 
 
 def read_image_bytes(path: Path | str) -> bytes:
@@ -48,12 +83,11 @@ def read_image_bytes(path: Path | str) -> bytes:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        mend = "copy the image there, or correct the image folder (data.root) or the name in the annotation file"
-        raise ImageError(path, "no such file", expected, mend) from None
+        raise _no_such_file(path) from None
     except OSError as error:
         raise ImageError(path, error.strerror or str(error), expected, "check the path and its permissions") from error
     if not data:
-        raise ImageError(path, "an empty file (0 bytes)", expected, "copy or download the image again")
+        raise ImageError(path, "an empty file (0 bytes)", expected, _AGAIN)
     return data
 
 
@@ -64,8 +98,8 @@ def decode_image(data: bytes, path: Path | str) -> Image.Image:
         image.load()
     except UnidentifiedImageError:
         found = f"{len(data)} bytes that are no known image format (they begin with {data[:8]!r})"
-        raise ImageError(path, found, "an image that PIL can open", "replace the file by the original image") from None
+        raise ImageError(path, found, "an image that PIL can open", _REPLACE) from None
     except _DECODE_ERRORS as error:
         found = f"a damaged or truncated image of {len(data)} bytes ({error})"
-        raise ImageError(path, found, "a complete image", "copy or download the image again") from error
+        raise ImageError(path, found, "a complete image", _AGAIN) from error
     return image

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torchvision.ops import box_iou
 
-from lib.data.hico_det import HoiDataset, HoiImage
+from lib.data.annotation_file import read_json
+from lib.data.dataset import HoiDataset, HoiImage
+from lib.errors import FoundExpected
 
 SETTINGS = ("default", "unseen_verb", "unseen_object", "rare_first", "non_rare_first")
 HICO_SPLITS = Path(__file__).with_name("hico_zero_shot.json")
 HICO_CLASSES = (600, 117, 80)  # HOI classes, verbs, objects
 HICO_TEST_ROWS = 33405
+
+
+class ZeroShotError(FoundExpected, KeyError):
+    """A setting that a file of splits does not have."""
 
 
 class PublishedSize(NamedTuple):
@@ -48,13 +50,15 @@ def unseen_hois(setting: str, root: Path | str | None = None) -> np.ndarray:
 
     root: a data set with its own `zero_shot.json` (the stick world, a custom set); else HICO-DET's public splits,
         whose sizes are checked against the published ones.
-    Raises KeyError for an unknown setting, ValueError for a class listed twice or a size that disagrees.
+    Raises ZeroShotError for an unknown setting, ValueError for a class listed twice or a size that disagrees.
     """
     own = Path(root) / "zero_shot.json" if root else None
     source = own if own and own.is_file() else HICO_SPLITS
-    settings = json.loads(source.read_text())["settings"]
+    settings = read_json(source)["settings"]
     if setting not in settings:
-        raise KeyError(f"data.zero_shot={setting!r} is no setting of {source}; expected one of {sorted(settings)}")
+        raise ZeroShotError(
+            source, f"no setting {setting!r}", f"one of {sorted(settings)}", "correct data.zero_shot, or add it there"
+        )
     listed = settings[setting]["unseen_hoi"]
     unseen = np.array(sorted(set(listed)), np.int64)
     if len(unseen) != len(listed):
@@ -64,12 +68,14 @@ def unseen_hois(setting: str, root: Path | str | None = None) -> np.ndarray:
     return unseen
 
 
-def split_counts(dataset: HoiDataset, unseen: Sequence[int] | np.ndarray, setting: str = "") -> dict[str, int]:
+def split_counts(
+    dataset: HoiDataset, unseen: Sequence[int] | np.ndarray, setting: str = "", by: str = "row"
+) -> dict[str, int]:
     """What a setting withholds, as whole numbers to print beside each result.
 
     Always: hoi_unseen, hoi_seen, verbs_unseen and objects_unseen (those of the annotations' classes without any seen
     class). For the test split: test_rows_unseen, test_rows_seen. For any other: train_images_kept and
-    train_images_dropped (of the images with rows), train_rows_kept, train_rows_dropped under family A.
+    train_images_dropped (of the images with rows), train_rows_kept, train_rows_dropped under the filter `by`.
 
     setting: name of the split; on HICO-DET (600 classes, 117 verbs, 80 objects) the counts must be the published ones.
     Raises ValueError for ids outside the vocabulary and for counts that disagree.
@@ -90,9 +96,10 @@ def split_counts(dataset: HoiDataset, unseen: Sequence[int] | np.ndarray, settin
     if dataset.split == "test":
         counts |= {"test_rows_unseen": withheld, "test_rows_seen": rows - withheld}
     else:
-        kept = len(dataset.without_hois(unseen))
-        counts |= {"train_images_kept": kept, "train_images_dropped": len(dataset.annotated) - kept}
-        counts |= {"train_rows_kept": rows - withheld, "train_rows_dropped": withheld}
+        left = filter_training(dataset, unseen, by)
+        kept = int(left.hoi_counts.sum())
+        counts |= {"train_images_kept": len(left), "train_images_dropped": len(dataset.annotated) - len(left)}
+        counts |= {"train_rows_kept": kept, "train_rows_dropped": rows - kept}
     if (vocabulary.num_hois, len(vocabulary.verbs), len(vocabulary.objects)) == HICO_CLASSES and setting in PUBLISHED:
         _check_published(dataset, setting, counts, rows)
     return counts
@@ -115,19 +122,18 @@ def _disagrees(where: str, found: int, expected: int, what: str) -> ValueError:
     )
 
 
-def filter_training(
-    dataset: HoiDataset, unseen: Sequence[int] | np.ndarray, family: Literal["A", "B"] = "A"
-) -> HoiDataset:
+def filter_training(dataset: HoiDataset, unseen: Sequence[int] | np.ndarray, by: str = "row") -> HoiDataset:
     """The zero-shot training set by either family of methods (data-and-evaluation.md §4.2).
 
-    A (UPT, ADA-CM, CMMP, EZ-HOI ...): rows of unseen classes go, other labels of the same pair stay.
-    B (GEN-VLKT, HOICLIP): a pair with any unseen label goes with all its labels. Images left empty go in both.
+    row (family A: UPT, ADA-CM, CMMP, EZ-HOI ...): rows of unseen classes go, other labels of the same pair stay.
+    pair (family B: GEN-VLKT, HOICLIP): a pair with any unseen label goes with all its labels. Images left empty go in
+    both.
     """
-    if family == "A":
-        return dataset.without_hois(unseen)
-    if family == "B":
-        return without_pairs(dataset, unseen)
-    raise ValueError(f"family={family!r}: expected 'A' (rows of unseen classes go) or 'B' (their pairs go)")
+    if by not in FILTERS:
+        raise ValueError(
+            f"data.zero_shot_filter: found {by!r}, expected row (rows of unseen classes go) or pair (their pairs go)"
+        )
+    return FILTERS[by](dataset, unseen)
 
 
 def without_pairs(dataset: HoiDataset, unseen: Sequence[int] | np.ndarray, iou: float = 0.5) -> HoiDataset:
@@ -137,16 +143,14 @@ def without_pairs(dataset: HoiDataset, unseen: Sequence[int] | np.ndarray, iou: 
     equal object class and min(IoU of humans, IoU of objects) >= `iou` (§1.7). The HOIA files that these methods read
     state pairs by id; how those were merged is not documented, so their counts may differ slightly.
     """
-    kept = [image.rows(~_same_pair(image, np.isin(image.hoi, unseen), iou)) for image in dataset.images]
-    return replace(dataset, images=tuple(image for image in kept if len(image.hoi)))
+    return dataset.keep_rows([~_same_pair(image, np.isin(image.hoi, unseen), iou) for image in dataset.images])
 
 
 def _same_pair(image: HoiImage, hidden: np.ndarray, iou: float) -> np.ndarray:
     """[n] bool: rows of the same pair as any row of `hidden` [n], these included."""
     if not hidden.any():
         return hidden
-    overlap = torch.minimum(
-        *(box_iou(torch.from_numpy(boxes), torch.from_numpy(boxes[hidden])) for boxes in (image.boxes_h, image.boxes_o))
-    ).numpy()  # (n, hidden rows)
-    same = (overlap >= iou) & (image.object[:, None] == image.object[None, hidden])
-    return same.any(axis=1) | hidden
+    return (image.overlaps()[:, hidden] >= iou).any(axis=1) | hidden
+
+
+FILTERS: dict[str, Callable[..., HoiDataset]] = {"row": HoiDataset.without_hois, "pair": without_pairs}

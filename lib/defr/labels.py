@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.data.hico_det import HoiDataset
+from lib.data.dataset import HoiDataset
+from lib.data.hico_mat import read_anno_mat
 from lib.errors import FoundExpected
 from lib.runs import atomic_write
 
@@ -54,12 +55,13 @@ def read_labels(path: Path | str, split: str) -> RecognitionLabels:
     if not path.is_file():
         raise LabelError(path, "no file", "HICO's anno.mat or an .npz of labels", "set defr.labels")
     try:
-        files, values = _read_mat(path, split) if path.suffix == ".mat" else _read_npz(path, split)
+        files, values = read_anno_mat(path, split) if path.suffix == ".mat" else _read_npz(path, split)
+    except FoundExpected as error:
+        raise LabelError(*error.args) from None
     except (KeyError, OSError, ValueError) as error:
         raise LabelError(
             path, f"no readable {split} labels ({error})", "anno.mat or save_labels' .npz", "copy it again"
         ) from error
-    values = np.nan_to_num(np.asarray(values, np.float32), nan=UNKNOWN).astype(np.int8)
     foreign = np.setdiff1d(values, [UNKNOWN, ABSENT, AMBIGUOUS, POSITIVE])
     if values.ndim != 2 or len(values) != len(files) or len(foreign):
         found = f"labels {values.shape} with values {foreign.tolist()} for {len(files)} files"
@@ -111,13 +113,6 @@ def few_shot(positive: np.ndarray, most: Sequence[int] = (1, 5, 10)) -> dict[str
     count = positive.sum(0)
     groups = {f"few_{k}": np.flatnonzero(count <= k) for k in most}
     return {name: classes for name, classes in groups.items() if len(classes)}
-
-
-def _read_mat(path: Path, split: str) -> tuple[Sequence[str], np.ndarray]:
-    from scipy.io import loadmat
-
-    content = loadmat(path, squeeze_me=True, variable_names=[f"list_{split}", f"anno_{split}"])
-    return np.atleast_1d(content[f"list_{split}"]).tolist(), content[f"anno_{split}"].T
 
 
 def _read_npz(path: Path, split: str) -> tuple[Sequence[str], np.ndarray]:

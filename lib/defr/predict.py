@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from lib.defr.model import DefrClassifier
 from lib.defr.pictures import RecognitionImages
-from lib.defr.train import processes
+from lib.engine.distributed import gathered_in_turn, share
 from lib.engine.progress import Progress
 from lib.evaluation.recognition import recognition_ap, recognition_means
 
@@ -26,28 +25,20 @@ def predict_logits(
     precision: str = "fp32",
     workers: int = 0,
 ) -> np.ndarray:
-    """Logits [N, C] float32 in the order of the images, on every process; each computes a disjoint share.
+    """Logits [N, C] float32 in the order of the images, on every process.
 
+    Each process computes every world-th batch; the batches are those of a single process, and so are the numbers.
     images: without augmentation and without repeats.
     """
-    rank, world = processes()
-    mine = np.arange(len(images))[rank::world]
-    loader = DataLoader(Subset(images, mine.tolist()), batch_size, num_workers=workers)
+    batches = share([batch.tolist() for batch in torch.arange(len(images)).split(batch_size)])
+    loader = DataLoader(images, batch_sampler=batches, num_workers=workers)
     model.eval().to(device)
     found = []
-    with Progress("DEFR scores", len(mine)) as progress:
+    with Progress("DEFR scores", sum(map(len, batches))) as progress:
         for _, pixels, _ in loader:
-            found.append(model(pixels.to(device), precision).float().cpu())
+            found.append(model(pixels.to(device), precision).float().cpu().numpy())
             progress.step(len(pixels))
-    share = torch.cat(found).numpy() if found else np.zeros((0, images.labels.shape[1]), np.float32)
-    if world == 1:
-        return share
-    shares: list[np.ndarray] = [share] * world
-    dist.all_gather_object(shares, share)
-    logits = np.zeros((len(images), share.shape[1]), np.float32)
-    for owner, part in enumerate(shares):
-        logits[owner::world] = part
-    return logits
+    return np.concatenate([np.zeros((0, images.labels.shape[1]), np.float32), *gathered_in_turn(found)])
 
 
 def recognition_scores(

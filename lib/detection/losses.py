@@ -40,13 +40,13 @@ def match(logits: Tensor, boxes: Tensor, targets: Boxes) -> tuple[Tensor, Tensor
     giou_loss = generalized_box_iou_loss(
         corners[:, :, None].expand(-1, -1, count, -1), target_corners[:, None].expand(-1, boxes.shape[1], -1, -1)
     )
-    cost = (BOX_WEIGHT * distance + GIOU_WEIGHT * giou_loss - probability).numpy()
+    cost = (BOX_WEIGHT * distance + GIOU_WEIGHT * giou_loss - probability).cpu().numpy()
     sizes = (targets.labels >= 0).sum(1).tolist()
     triples = []
     for image, size in enumerate(sizes):
         query, target = linear_sum_assignment(cost[image, :, :size])
         triples.append(torch.stack([torch.full((len(query),), image), torch.as_tensor(query), torch.as_tensor(target)]))
-    image, query, target = torch.cat(triples, dim=1)
+    image, query, target = torch.cat(triples, dim=1).to(logits.device)
     return image, query, target
 
 
@@ -61,9 +61,9 @@ def set_loss(
     """DETR's loss given the matching, summed over decoder layers that were stacked along the batch."""
     image, query, target = matched
     background = logits.shape[-1] - 1
-    wanted = torch.full(logits.shape[:2], background)
+    wanted = torch.full(logits.shape[:2], background, device=logits.device)
     wanted[image, query] = targets.labels[image, target]
-    weight = torch.ones(background + 1)
+    weight = torch.ones(background + 1, device=logits.device)
     weight[background] = background_weight
     count = max(len(image), 1) / layers
     found, true = boxes[image, query], targets.boxes[image, target]

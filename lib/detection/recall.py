@@ -1,47 +1,15 @@
-"""Recall of a detections table against COCO-format boxes: is everything there that pairs can be built from?"""
+"""Recall of a detections table against annotated boxes: is everything there that pairs can be built from?"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.ops import box_iou
 
 from lib.detection.table import DetectionTable
-
-
-class TrueBoxes(NamedTuple):
-    """Annotated boxes of one image: name, boxes [n, 4] xyxy 0-based pixels, labels [n] (category positions)."""
-
-    name: str
-    boxes: Tensor
-    labels: Tensor
-
-
-def read_coco_boxes(path: Path | str) -> tuple[list[TrueBoxes], tuple[str, ...]]:
-    """Images in file order and category names by ascending id, from a COCO instances JSON (crowd boxes left out)."""
-    content = json.loads(Path(path).read_text())
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    position = {category["id"]: index for index, category in enumerate(categories)}
-    rows: dict[int, list[tuple[list[float], int]]] = {image["id"]: [] for image in content["images"]}
-    for entry in content["annotations"]:
-        if not entry.get("iscrowd"):
-            x, y, width, height = entry["bbox"]
-            rows[entry["image_id"]].append(([x, y, x + width, y + height], position[entry["category_id"]]))
-    images = [
-        TrueBoxes(
-            image["file_name"],
-            torch.tensor([box for box, _ in rows[image["id"]]], dtype=torch.float32).reshape(-1, 4),
-            torch.tensor([label for _, label in rows[image["id"]]], dtype=torch.int64),
-        )
-        for image in content["images"]
-    ]
-    return images, tuple(category["name"] for category in categories)
+from lib.detection.truth import TrueBoxes
 
 
 def box_recall(

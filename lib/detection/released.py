@@ -17,23 +17,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lib.data.hico_classes import COCO91, OFFICIAL
 from lib.detection.detr import FILES, DetectorError
 from lib.runs import atomic_write, write_json, write_text
 
-# The 80 classes of MS-COCO by contiguous label, spelt as in HICO-DET's instance files.
-COCO_CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic_light",
-    "fire_hydrant", "stop_sign", "parking_meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
-    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
-    "sports_ball", "kite", "baseball_bat", "baseball_glove", "skateboard", "surfboard", "tennis_racket", "bottle",
-    "wine_glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
-    "carrot", "hot_dog", "pizza", "donut", "cake", "chair", "couch", "potted_plant", "bed", "dining_table", "toilet",
-    "tv", "laptop", "mouse", "remote", "keyboard", "cell_phone", "microwave", "oven", "toaster", "sink",
-    "refrigerator", "book", "clock", "vase", "scissors", "teddy_bear", "hair_drier", "toothbrush",
-)  # fmt: skip
-# ids of the 91-way COCO head that name no class (0 and ten that were never annotated); 91 is the background
-_NO_CLASS = {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-ROWS_OF_92 = [row for row in range(92) if row not in _NO_CLASS]
+COCO_CLASSES = OFFICIAL.objects  # by contiguous label
+ROWS_OF_92 = [*COCO91.tolist(), 91]  # rows of the COCO head that name a class, and background
 
 _FILTERS = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 _MEND = "pass the released .pth file itself; download it again if it is damaged"

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from lib.data.hico_det import HoiDataset
 from lib.data.images import read_image
 from lib.detection.detr import DetectorError, Detr, class_positions, detect, preprocess
 from lib.engine.progress import Progress
@@ -135,29 +134,9 @@ def detect_images(detr: Detr, paths: Sequence[Path], folder: Path | str, batch_s
             corners = box_convert(boxes, "cxcywh", "xyxy") * sizes.repeat(1, 2)[:, None]  # (B, Q, 4)
             count = scores.shape[1]
             owners = (np.repeat(ids, count), np.repeat(names, count))
-            frames.append(_frame(*owners, corners.flatten(0, 1), scores.flatten(), labels.flatten()))
+            frames.append(box_rows(*owners, corners.flatten(0, 1), scores.flatten(), labels.flatten()))
             progress.step(len(ids))
     return write_table(folder, pd.concat(frames), images=len(paths), labels=detr.labels, detector=detr.describe())
-
-
-def from_ground_truth(dataset: HoiDataset, folder: Path | str) -> DetectionTable:
-    """A table of the annotated boxes with score 1, every box once a class."""
-    person, frames = dataset.vocabulary.person, []
-    for image_id, image in enumerate(dataset.images):
-        labels = np.concatenate([np.full(len(image.hoi), person), image.object])
-        boxes = np.concatenate([image.boxes_h, image.boxes_o])
-        unique = np.unique(np.column_stack([labels, boxes]), axis=0).reshape(-1, 5)
-        count = len(unique)
-        frames.append(
-            _frame(np.full(count, image_id), np.full(count, image.name), unique[:, 1:], np.ones(count), unique[:, 0])
-        )
-    return write_table(
-        folder,
-        pd.concat(frames),
-        images=len(dataset),
-        labels=dataset.vocabulary.objects,
-        detector={"kind": "ground truth", "annotations_sha256": file_sha256(dataset.source)},
-    )
 
 
 def _equal_size_batches(
@@ -186,7 +165,8 @@ def _batch(group: Iterable[tuple[int, str, tuple[int, int], Tensor]]) -> tuple[l
     return list(ids), list(names), torch.tensor(sizes, dtype=torch.float32), torch.stack(pixels)
 
 
-def _frame(images: np.ndarray, names: np.ndarray, boxes: Any, scores: Any, labels: Any) -> pd.DataFrame:
+def box_rows(images: Any, names: Any, boxes: Any, scores: Any, labels: Any) -> pd.DataFrame:
+    """Rows of a table from [N] image ids, [N] names, [N, 4] boxes, [N] scores and [N] labels."""
     boxes = np.asarray(boxes, np.float32)
     columns = {"image": np.asarray(images, np.int32), "name": names}
     columns |= {key: boxes[:, index] for index, key in enumerate(BOX)}

@@ -146,7 +146,7 @@ def _losses(
     model: DetrForObjectDetection, dense: nn.ModuleDict, pixels: Tensor, batch: Boxes, recipe: DetrTraining
 ) -> dict[str, Tensor]:
     output = model.model(pixels, output_hidden_states=True)
-    logits, boxes = _layer_predictions(model, output.decoder_hidden_states)
+    logits, boxes = layer_predictions(model, output.decoder_hidden_states)
     repeated = batch.repeat(len(logits) // len(pixels))
     losses = set_loss(logits, boxes, match(logits, boxes, repeated), repeated, layers=len(logits) // len(pixels))
 
@@ -160,7 +160,7 @@ def _losses(
     return losses | {f"dense_{name}": recipe.dense_weight * value for name, value in dense_part.items()}
 
 
-def _layer_predictions(model: DetrForObjectDetection, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def layer_predictions(model: DetrForObjectDetection, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Logits and boxes of every decoder layer, layers stacked along the batch: [layers*B, Q, ...]."""
     # Entry 0 is the input of the first layer; the decoder's shared norm comes before the heads.
     normed = model.model.decoder.layernorm(torch.cat(tuple(states[1:])))
@@ -184,7 +184,7 @@ def pointed_predictions(
         object_queries_position_embeddings=queries,
         output_hidden_states=True,
     )
-    return _layer_predictions(model, output.hidden_states)
+    return layer_predictions(model, output.hidden_states)
 
 
 def pointed_pairs(targets: Boxes) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,8 @@
-"""Progress of long work: a bar and a live loss curve in JupyterLab, one log line every few seconds without a screen."""
+"""Progress of long work: a bar and a live loss curve in JupyterLab, one log line every few seconds without a screen.
+
+Each printed line also goes into the run's status.json, recorded numbers also to the trackers (`lib.engine.tracking`).
+A worker process that has no screen of its own hands both over with `listen`.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,33 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from tqdm.auto import tqdm
 
-from lib.runs import append_jsonl
+from lib.engine import tracking
+from lib.runs import append_jsonl, report_progress
 
 HEADLESS = "HOI_HEADLESS"  # set by the batch runner: no widgets, one line every few seconds
-LINE_SECONDS = 5.0
+LINE_SECONDS, LINE_SECONDS_MOST = 5.0, 60.0  # lines come at 5 s, and rarer as the work grows longer
+
+_listener: Callable[[dict[str, Any]], None] | None = None
 
 
 def interactive() -> bool:
     """True in a notebook that a person looks at: a kernel is there and the batch runner did not start it."""
     return "ipykernel" in sys.modules and not os.environ.get(HEADLESS)
+
+
+def listen(listener: Callable[[dict[str, Any]], None] | None) -> None:
+    """Send progress of this process to `listener` instead of the screen: {title, total, done, values, curve}.
+
+    None: the screen again. The listener is called every few seconds and with every recorded value.
+    """
+    global _listener
+    _listener = listener
 
 
 class Progress:
@@ -37,7 +53,7 @@ class Progress:
     ) -> None:
         self.title, self.total, self.done = title, total, start
         self.history, self.curve = history, curve
-        self._live = interactive()
+        self._live = interactive() and _listener is None
         self._begun = self._printed = time.monotonic()
         self._start = start
         self._values: dict[str, Any] = {}
@@ -61,23 +77,38 @@ class Progress:
         if self._bar is not None:
             self._bar.update(count)
         now = time.monotonic()
-        if now - self._printed >= LINE_SECONDS:
-            self._printed = now
-            if self._bar is None:
-                self._print()
-            else:
-                self._bar.set_postfix(self._values)
-                self._draw()
+        if now - self._printed < self._interval(now):
+            return
+        self._printed = now
+        if self._bar is None:
+            self._print()
+        else:
+            self._bar.set_postfix(self._values)
+            self._draw()
+            report_progress(self._line())
 
     def record(self, **values: Any) -> None:
-        """Append numbers to the history file and to the live curve."""
+        """Append numbers to the history file, to the live curve and to the trackers."""
         if self.history is not None:
             append_jsonl(self.history, {"step": self.done, **values})
         if self.curve in values:
             self._points.append((self.done, float(values[self.curve])))
         self._values |= values
+        if _listener is None:
+            tracking.log(self.title, self.done, values)
+        else:
+            self._tell(values)
 
-    def _print(self) -> None:
+    def _interval(self, now: float) -> float:
+        """A night of lines every 5 s would drown a notebook."""
+        longer = 1.0 if _listener else (now - self._begun) / 60
+        return min(max(LINE_SECONDS, longer), LINE_SECONDS_MOST)
+
+    def _tell(self, recorded: dict[str, Any]) -> None:
+        state = {"title": self.title, "total": self.total, "done": self.done, "curve": self.curve}
+        _listener(state | {"values": self._values, "recorded": recorded})
+
+    def _line(self) -> str:
         elapsed = time.monotonic() - self._begun
         rate = (self.done - self._start) / max(elapsed, 1e-9)
         left = (self.total - self.done) / max(rate, 1e-9)
@@ -86,7 +117,14 @@ class Progress:
             for name, value in self._values.items()
         )
         eta = f"{left:.0f} s left" if math.isfinite(left) and left < 1e7 else ""
-        print(f"{self.title}: {self.done}/{self.total}  {rate:.1f}/s  {eta}  {numbers}".rstrip(), flush=True)
+        return f"{self.title}: {self.done}/{self.total}  {rate:.1f}/s  {eta}  {numbers}".rstrip()
+
+    def _print(self) -> None:
+        if _listener is not None:
+            self._tell({})
+            return
+        print(self._line(), flush=True)
+        report_progress(self._line())
 
     def _draw(self) -> None:
         if len(self._points) < 2:

@@ -13,21 +13,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy.io import loadmat, savemat
 from scipy.io.matlab import MatReadError
 
-from lib.evaluation.hico_annotation import HicoAnnotation, read_annotation, read_json
+from lib.data.annotation_file import read_json, require_keys
+from lib.data.hico_classes import COCO91, coco80_of_coco91
+from lib.evaluation.errors import MissingPredictionError, PredictionError
+from lib.evaluation.hico_annotation import HicoAnnotation, read_annotation
 from lib.evaluation.hico_det import BOX_COLUMNS, PREDICTION_COLUMNS
 from lib.evaluation.prediction_table import LONG_NAMES, read_predictions
 from lib.evaluation.vcoco_annotation import read_truth
 from lib.evaluation.vcoco_records import RolePredictions, merged, read_role_predictions, write_records
 from lib.runs import atomic_write, write_json
 
-# COCO's 80 categories keep ids of an older list of 90: category id of object 0..79
-COCO91 = np.setdiff1d(np.arange(1, 91), [12, 26, 29, 30, 45, 66, 68, 69, 71, 83])
+_PPDM = "write PPDM's form: a list of {file_name, predictions, hoi_prediction}, ids from 1"
 _ENDS = np.array([0, 0, 1, 1, 0, 0, 1, 1], np.float64)  # x2, y2 of both boxes: last pixel <-> exclusive end
 
 
@@ -40,14 +43,18 @@ def read_mat_cache(folder: Path | str, annotation: HicoAnnotation) -> pd.DataFra
     tables = []
     for path, classes in _cache_files(Path(folder), annotation):
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: found no file, expected one for each of the 80 objects")
+            raise MissingPredictionError(path, "no file", "one for each of the 80 objects", "copy the whole cache")
         try:
             cells = loadmat(path, variable_names=["all_boxes"])["all_boxes"]
         except (MatReadError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-            raise ValueError(f"{path}: not a MATLAB file with the variable all_boxes ({error})") from None
+            raise PredictionError(
+                path, f"not a MATLAB file with that variable ({error})", "the variable all_boxes", "write it again"
+            ) from None
         if cells.shape != (len(classes), annotation.num_images):
-            raise ValueError(f"{path}: cells {cells.shape}, expected {(len(classes), annotation.num_images)}: "
-                             "one row an HOI of the object, one column a file of the annotation")  # fmt: skip
+            raise PredictionError(
+                path, f"cells {cells.shape}", f"{(len(classes), annotation.num_images)}: HOIs of the object, images",
+                "give the annotations of the split that was predicted",
+            )  # fmt: skip
         cells = cells.reshape(-1)
         counts = np.fromiter(map(len, cells), np.int64, len(cells))
         filled = np.flatnonzero(counts)
@@ -91,10 +98,15 @@ def read_hoia(path: Path | str, annotation: HicoAnnotation, inclusive: bool = Fa
     """
     content = read_json(path)
     if not isinstance(content, list):
-        raise ValueError(f"{path}: found a {type(content).__name__}, expected a list with an entry an image")
+        raise PredictionError(path, f"a {type(content).__name__}", "a list with an entry an image", _PPDM)
+    for place, entry in enumerate(content):
+        require_keys(path, f"entry {place}", entry, {"file_name", "predictions", "hoi_prediction"}, _PPDM)
     index = {name: place for place, name in enumerate(annotation.filenames)}
     if unknown := [entry.get("file_name") for entry in content if entry.get("file_name") not in index]:
-        raise ValueError(f"{path}: image {unknown[0]!r} ({len(unknown)} such) is not in {annotation.source}")
+        raise PredictionError(
+            path, f"image {unknown[0]!r} ({len(unknown)} such)", f"an image of {annotation.source}",
+            "give the annotations of the split that was predicted",
+        )  # fmt: skip
     boxes = [entry["predictions"] for entry in content]
     claims = [entry["hoi_prediction"] for entry in content]
     offset = np.cumsum([0, *map(len, boxes)])[:-1]  # first box of each image in the flat list
@@ -110,12 +122,13 @@ def read_hoia(path: Path | str, annotation: HicoAnnotation, inclusive: bool = Fa
     owner = np.repeat(np.arange(len(content)), counts)
     if (bad := (subject < 0) | (thing < 0) | (np.maximum(subject, thing) >= size[owner])).any():
         name = content[owner[np.flatnonzero(bad)[0]]]["file_name"]
-        raise ValueError(f"{path}: hoi_prediction of {name} points past its `predictions` ({bad.sum()} such)")
+        found = f"a hoi_prediction that points past its `predictions` ({bad.sum()} such)"
+        raise PredictionError(f"{path}: {name}", found, "ids of boxes of its image", _PPDM)
     classes = _hoi_of(annotation, path)
-    coco = np.searchsorted(COCO91, category).clip(max=len(COCO91) - 1)
-    if (strange := category[COCO91[coco] != category]).size or (len(verb) and not 1 <= verb.min() <= verb.max() <= 117):
-        raise ValueError(f"{path}: objects {strange[:3].tolist()}, verbs {verb.min(initial=1)}..{verb.max(initial=1)};"
-                         " expected COCO-91 ids and verbs 1..117")  # fmt: skip
+    coco = coco80_of_coco91(category)
+    if (strange := category[coco < 0]).size or (len(verb) and not 1 <= verb.min() <= verb.max() <= 117):
+        found = f"objects {strange[:3].tolist()}, verbs {verb.min(initial=1)}..{verb.max(initial=1)}"
+        raise PredictionError(path, found, "COCO-91 ids and verbs 1..117", _PPDM)
     human, thing = subject + offset[owner], thing + offset[owner]
     hoi = classes[coco[thing], verb - 1] if len(thing) else np.zeros(0, np.int64)
     table = pd.DataFrame(np.concatenate((flat[human], flat[thing]), 1) + _ENDS * inclusive, columns=list(BOX_COLUMNS))
@@ -178,7 +191,8 @@ def _cache_files(folder: Path, annotation: HicoAnnotation) -> list[tuple[Path, n
 def _hoi_of(annotation: HicoAnnotation, path: Path | str) -> np.ndarray:
     """(80, 117) HOI class of a COCO object and a verb, -1 where there is none."""
     if annotation.coco_object is None:
-        raise ValueError(f"{path}: the HOIA form names COCO objects; {annotation.source} has a table of its own")
+        found = f"classes of its own in {annotation.source}"
+        raise PredictionError(path, found, "HICO-DET's, as the HOIA form names COCO objects", "use a parquet table")
     table = np.full((len(annotation.objects), len(annotation.verbs)), -1)
     table[annotation.coco_object, annotation.hoi_verb] = np.arange(annotation.num_hois)
     return table
@@ -195,38 +209,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--unstated", choices=("nan", "upt"), default="nan", help="V-COCO export: unstated roles")
     asked = parser.parse_args(arguments)
     try:
-        _convert(asked)
+        convert(asked.source, asked.target, asked.annotations, asked.coco, asked.inclusive, asked.unstated)
     except (ValueError, KeyError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _convert(asked: argparse.Namespace) -> None:
+def convert(
+    source: Path, target: Path, annotations: Path, coco: Path | None = None, inclusive: bool = False,
+    unstated: Literal["nan", "upt"] = "nan",
+) -> None:  # fmt: skip
+    """Read `source` in its form and write `target` in its own; exactly one of the two is a parquet file.
+
+    coco: COCO instances, where the annotations are V-COCO's original file. inclusive: see `read_hoia`. unstated: see
+    `write_records`. Raises ValueError and FileNotFoundError for a bad input.
+    """
     forms = {".parquet": "ours", ".json": "hoia", ".pkl": "vcoco", ".pickle": "vcoco", "": "mat"}
-    source, target = forms.get(asked.source.suffix), forms.get(asked.target.suffix)
-    if source is None or target is None or (source == "ours") == (target == "ours"):
-        raise ValueError(f"{asked.source} to {asked.target}: exactly one must be .parquet, the other a folder (.mat "
-                         "cache), .json (PPDM) or .pkl (V-COCO)")  # fmt: skip
-    if "vcoco" in (source, target):
-        predictions = read_role_predictions(asked.source, read_truth(asked.annotations, asked.coco))
-        if target == "vcoco":
-            write_records(asked.target, merged(predictions), asked.unstated)
+    form, wanted = forms.get(source.suffix), forms.get(target.suffix)
+    if form is None or wanted is None or (form == "ours") == (wanted == "ours"):
+        raise ValueError(f"{source} to {target}: exactly one must be .parquet, the other a folder (.mat cache), .json "
+                         "(PPDM) or .pkl (V-COCO)")  # fmt: skip
+    if "vcoco" in (form, wanted):
+        predictions = read_role_predictions(source, read_truth(annotations, coco))
+        if wanted == "vcoco":
+            write_records(target, merged(predictions), unstated)
         else:
-            _write_table(asked.target, role_table(predictions))
+            _write_table(target, role_table(predictions))
         return
-    annotation = read_annotation(asked.annotations)
-    if source == "ours":
-        predictions = read_predictions(asked.source)
-        if target == "mat":
-            write_mat_cache(asked.target, predictions, annotation)
-        else:
-            write_hoia(asked.target, predictions, annotation, asked.inclusive)
+    annotation = read_annotation(annotations)
+    if wanted == "mat":
+        write_mat_cache(target, read_predictions(source), annotation)
+    elif wanted == "hoia":
+        write_hoia(target, read_predictions(source), annotation, inclusive)
     else:
-        read = read_mat_cache(asked.source, annotation) if source == "mat" else read_hoia(
-            asked.source, annotation, asked.inclusive
-        )  # fmt: skip
-        _write_table(asked.target, read.rename(columns={ours: long for long, ours in LONG_NAMES.items()}))
+        read = read_mat_cache(source, annotation) if form == "mat" else read_hoia(source, annotation, inclusive)
+        _write_table(target, read.rename(columns={ours: long for long, ours in LONG_NAMES.items()}))
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:

@@ -6,18 +6,16 @@ photograph, and takes files of every circulating version (spec data-and-evaluati
 
 from __future__ import annotations
 
-import gzip
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-FACTS: dict[str, list[int]] = json.loads(Path(__file__).with_name("hico_facts.json").read_text())
-_LISTS = ("boxes_h", "boxes_o", "hoi")
+from lib.data.annotation_file import AnnotationError, read_json
+from lib.data.hico_classes import FACTS
+from lib.data.hico_instances import read_instances
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ class HicoAnnotation:
                 return np.flatnonzero(counts < 10).tolist()
             listed = content.get("rare") if isinstance(content, dict) else content
             if not isinstance(listed, list):
-                raise ValueError(f"{source}: found no list of rare classes, expected [ids], {{'rare': [ids]}} or "
-                                 "instances_train2015.json")  # fmt: skip
+                expected = "[ids], {'rare': [ids]} or instances_train2015.json"
+                raise AnnotationError(source, "no list of rare classes", expected, "give another file with --rare")
             return listed
         if self.listed_rare is not None:
             return list(self.listed_rare)
@@ -80,7 +78,8 @@ class HicoAnnotation:
         content = read_json(source)
         listed = content.get("images_of_object", content) if isinstance(content, dict) else None
         if not isinstance(listed, dict):
-            raise ValueError(f"{source}: found a {type(content).__name__}, expected an object {{object: [images]}}")
+            expected = "an object {object: [images]}"
+            raise AnnotationError(source, f"a {type(content).__name__}", expected, "give another with --known-object")
         class_object = self.hoi_object if self.coco_object is None else self.coco_object
         ids = {name: index for index, name in enumerate(self.objects)}
         allowed = np.zeros((self.num_hois, self.num_images), bool)
@@ -88,59 +87,21 @@ class HicoAnnotation:
             classes = class_object == int(name) if name.isdigit() else self.hoi_object == ids.get(name, -1)
             images = np.asarray(images, np.int64)
             if not classes.any() or (len(images) and not 0 <= images.min() <= images.max() < self.num_images):
-                raise ValueError(
-                    f"{source}: object {name!r} with images up to {images.max(initial=-1)}; expected an object of "
-                    f"{self.source} and indices below its {self.num_images} images: is it of the same split?"
-                )
+                raise AnnotationError(
+                    source, f"object {name!r} with images up to {images.max(initial=-1)}",
+                    f"an object of {self.source} and indices below its {self.num_images} images",
+                    "give the file of the same split",
+                )  # fmt: skip
             allowed[np.ix_(classes, images)] = True
         return allowed
 
 
 def read_annotation(path: Path | str) -> HicoAnnotation:
-    """Read `instances_{train,test}2015.json`, plain or gzipped. Raises ValueError naming the key or image at fault."""
-    path = Path(path)
-    content = read_json(path)
-    missing = {"annotation", "filenames", "correspondence", "objects", "verbs"} - (
-        content.keys() if isinstance(content, dict) else set()
-    )
-    if missing:
-        raise ValueError(
-            f"{path}: no key {sorted(missing)}, expected a HICO-DET instance file (instances_test2015.json)"
-        )
-    rows: list[dict[str, list]] = content["annotation"]
-    if len(rows) != len(content["filenames"]):
-        raise ValueError(f"{path}: {len(rows)} `annotation` entries and {len(content['filenames'])} `filenames`")
-    counts = {key: np.array([len(image[key]) for image in rows], np.int64) for key in _LISTS}
-    for key in _LISTS[:2]:
-        if (uneven := np.flatnonzero(counts[key] != counts["hoi"])).size:
-            bad = int(uneven[0])
-            raise ValueError(f"{path}: image {bad} ({content['filenames'][bad]}) has {counts[key][bad]} {key} but "
-                             f"{counts['hoi'][bad]} hoi, expected one entry a row in each")  # fmt: skip
-    shift = np.array([1.0, 1.0, 0.0, 0.0])  # 1-based with both ends inclusive -> coordinates
-    truth = {key: _flat(rows, key, np.float64).reshape(-1, 4) - shift for key in _LISTS[:2]}
-    truth["hoi"] = _flat(rows, "hoi", np.int64)
-    truth["image"] = np.repeat(np.arange(len(rows)), counts["hoi"])
-    table = np.asarray(content["correspondence"], np.int64).reshape(-1, 3)  # hoi, object, verb
-    table = table[table[:, 0].argsort()]
-    rare = content.get("rare")
+    """Read `instances_{train,test}2015.json`, plain or gzipped. Raises AnnotationError naming the key or image."""
+    file = read_instances(path, lists={"boxes_h": 4, "boxes_o": 4, "hoi": 1})
+    rare, shift = file.content.get("rare"), np.array([1.0, 1.0, 0.0, 0.0])  # 1-based inclusive -> coordinates
+    truth = {key: file.rows[key] - shift for key in ("boxes_h", "boxes_o")}
     return HicoAnnotation(
-        path, tuple(content["filenames"]), tuple(content["objects"]), tuple(content["verbs"]),
-        table[:, 1], table[:, 2], truth, None if rare is None else tuple(rare),
+        Path(path), tuple(file.names), tuple(file.content["objects"]), tuple(file.content["verbs"]), file.hoi_object,
+        file.hoi_verb, truth | {key: file.rows[key] for key in ("hoi", "image")}, None if rare is None else tuple(rare),
     )  # fmt: skip
-
-
-def read_json(path: Path | str) -> Any:
-    """JSON content of a file, gunzipped if its name ends in .gz."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no file; check the path")
-    try:
-        data = path.read_bytes()
-        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    except (json.JSONDecodeError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: broken JSON ({error}); copy the file again") from None
-
-
-def _flat(rows: list[dict[str, list]], key: str, dtype: type) -> np.ndarray:
-    values = chain.from_iterable(image[key] for image in rows)
-    return np.fromiter(values if dtype is np.int64 else chain.from_iterable(values), dtype)

@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from lib.data.boxes import iou
 from lib.evaluation.average_precision import Integration, average_precision
-from lib.evaluation.matching import best_of_group, find_groups, first_claims, iou
+from lib.evaluation.errors import PredictionError
+from lib.evaluation.matching import best_of_group, find_groups, first_claims
 
 BOX_COLUMNS = ("x1h", "y1h", "x2h", "y2h", "x1o", "y1o", "x2o", "y2o")
 PREDICTION_COLUMNS = ("image", *BOX_COLUMNS, "hoi", "score")
@@ -94,7 +96,7 @@ def hico_det_ap(
         boxes_o [N, 4], hoi [N]; one row a (human box, object box, HOI), repeated boxes of other labels stay rows.
     protocol: a name of `PROTOCOLS` or rules of your own.
     known_object: [C, images] bool from `HicoAnnotation.known_object`: detections elsewhere are left out.
-    Raises ValueError on a missing column, a non-finite number, an id out of range, or a ground-truth box without area.
+    Raises PredictionError on a missing column, a non-finite number, an id out of range, a true box without area.
     """
     rule = _rule(protocol)
     _check_predictions(predictions, num_classes)
@@ -214,30 +216,29 @@ def _within_cap(image: np.ndarray, score: np.ndarray, counted: np.ndarray, cap: 
 
 
 def _check_predictions(predictions: pd.DataFrame, num_classes: int) -> None:
+    source = predictions.attrs.get("source", "predictions")  # the file, for tables that come from one
     missing = [name for name in PREDICTION_COLUMNS if name not in predictions]
     if missing:
-        raise ValueError(
-            f"predictions: columns {missing} are missing; found {list(predictions.columns)}, "
-            f"expected {list(PREDICTION_COLUMNS)}: write one row a (pair, HOI)"
-        )
+        raise PredictionError(
+            source, f"columns {list(predictions.columns)}, {missing} are missing", f"{list(PREDICTION_COLUMNS)}",
+            "write one row a (pair, HOI)",
+        )  # fmt: skip
     for name in ("image", "hoi"):
         if not pd.api.types.is_integer_dtype(predictions[name]):
-            raise ValueError(
-                f"predictions: column {name} is {predictions[name].dtype}, expected integers: cast it before"
-            )
+            raise PredictionError(source, f"{predictions[name].dtype} in {name}", "integers", "cast it before")
     for name in (*BOX_COLUMNS, "score"):
         bad = np.flatnonzero(~np.isfinite(predictions[name].to_numpy()))
         if len(bad):
-            value = predictions[name].iloc[bad[0]]
-            raise ValueError(
-                f"predictions: {name} of row {bad[0]} is {value}, expected a finite number "
-                f"({len(bad)} such rows): the model diverged or the table is damaged; predict again"
-            )
-    if len(predictions) and not (predictions["hoi"].min() >= 0 and predictions["hoi"].max() < num_classes):
-        raise ValueError(
-            f"predictions: hoi ids {predictions['hoi'].min()}..{predictions['hoi'].max()}, "
-            f"expected 0..{num_classes - 1}: the table was made with another vocabulary"
-        )
+            raise PredictionError(
+                source, f"{name} of row {bad[0]} is {predictions[name].iloc[bad[0]]} ({len(bad)} such rows)",
+                "finite numbers", "the model diverged or the table is damaged; predict again",
+            )  # fmt: skip
+    low, high = predictions["hoi"].min(), predictions["hoi"].max()
+    if len(predictions) and not 0 <= low <= high < num_classes:
+        raise PredictionError(
+            source, f"hoi ids {low}..{high}", f"0..{num_classes - 1}",
+            "the table was made with another vocabulary: give its annotations",
+        )  # fmt: skip
 
 
 def _checked_truth(truth: Mapping[str, np.ndarray], num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -246,16 +247,16 @@ def _checked_truth(truth: Mapping[str, np.ndarray], num_classes: int) -> tuple[n
     sides = [np.asarray(truth[name], np.float64).reshape(-1, 4) for name in ("boxes_h", "boxes_o")]
     if len({len(image), len(hoi), *map(len, sides)}) > 1:
         lengths = {name: len(truth[name]) for name in ("image", "boxes_h", "boxes_o", "hoi")}
-        raise ValueError(f"ground truth: columns of unequal length {lengths}, expected one entry a pair in each")
+        found = f"columns of unequal length {lengths}"
+        raise PredictionError("ground truth", found, "one entry a pair in each", "correct the annotation file")
     if len(hoi) and not (hoi.min() >= 0 and hoi.max() < num_classes):
-        raise ValueError(f"ground truth: hoi ids {hoi.min()}..{hoi.max()}, expected 0..{num_classes - 1}")
+        found, mend = f"hoi ids {hoi.min()}..{hoi.max()}", "correct the annotation file"
+        raise PredictionError("ground truth", found, f"0..{num_classes - 1}", mend)
     for name, boxes in zip(("boxes_h", "boxes_o"), sides, strict=True):
         bad = np.flatnonzero(~(boxes[:, 2:] > boxes[:, :2]).all(1))
         if len(bad):
-            raise ValueError(
-                f"ground truth: {name}[{bad[0]}] = {boxes[bad[0]].tolist()} (image {image[bad[0]]}) has no "
-                f"area ({len(bad)} such rows), expected x1 < x2 and y1 < y2: correct the annotation file"
-            )
+            found = f"{name}[{bad[0]}] = {boxes[bad[0]].tolist()} of image {image[bad[0]]}, no area ({len(bad)} such)"
+            raise PredictionError("ground truth", found, "x1 < x2 and y1 < y2", "correct the annotation file")
     return image, hoi, np.concatenate(sides, 1)
 
 

@@ -6,16 +6,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from lib.data.zero_shot import unseen_hois
 from lib.evaluation.average_precision import INTEGRATIONS
-from lib.evaluation.hico_annotation import HicoAnnotation, read_annotation, read_json
-from lib.evaluation.hico_det import PROTOCOLS, ApResult, Protocol, class_groups, hico_det_ap, per_class_table, summarise
+from lib.evaluation.errors import PredictionError
+from lib.evaluation.hico_annotation import HicoAnnotation, read_annotation
+from lib.evaluation.hico_det import (
+    PROTOCOLS,
+    ApResult,
+    Protocol,
+    class_groups,
+    hico_det_ap,
+    per_class_table,
+    summarise,
+)
 from lib.evaluation.prediction_table import read_predictions
+from lib.evaluation.published import ZERO_SHOT_SETTINGS, beside_published
 from lib.runs import atomic_write, write_json
 
 
@@ -27,8 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         predictions = read_predictions(asked.predictions)
         _check_images(predictions["image"].to_numpy(), annotation, asked.predictions)
         rule = _rule(asked)
+        if asked.published and asked.zero_shot not in (None, *ZERO_SHOT_SETTINGS):
+            raise ValueError(f"--published with --zero-shot {asked.zero_shot}: expected one of {ZERO_SHOT_SETTINGS}")
         known_object = annotation.known_object(asked.known_object) if asked.known_object else None
-        unseen = _unseen(asked.zero_shot, asked.annotations.parent) if asked.zero_shot else None
+        unseen = unseen_hois(asked.zero_shot, asked.annotations.parent).tolist() if asked.zero_shot else None
         rare = annotation.rare(asked.rare)
         result = hico_det_ap(
             predictions, annotation.truth, annotation.num_hois, protocol=rule, known_object=known_object
@@ -43,8 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, count in scores["num_classes"].items():
         if count:
             print(f"  {name:10s} {100 * scores[f'mAP_{name}']:6.2f}   {count:4d} classes")
+    if asked.published:
+        means = summarise(result, unseen=unseen, rare=rare)
+        table = beside_published(means, asked.zero_shot or "default")
+        print(f"\n{table.to_string(index=False, float_format='{:.2f}'.format, na_rep='-')}")
     if asked.json:
         write_json(asked.json, scores)
+    if asked.figure:
+        _draw(asked.figure, predictions, result, _class_names(annotation), unseen, rare)
     if asked.per_class:
         table = per_class_table(result, unseen=unseen or (), rare=rare or ())
         table = table.assign(name=_class_names(annotation))
@@ -66,13 +85,25 @@ def report(result: ApResult, unseen: list[int] | None, rare: list[int] | None) -
     }
 
 
+def _draw(
+    path: Path, predictions: pd.DataFrame, result: ApResult, names: list[str], unseen: list[int] | None,
+    rare: list[int] | None,
+) -> None:  # fmt: skip
+    from lib.analysis.palette import save_figure  # the command reaches up to draw; scoring itself needs no matplotlib
+    from lib.analysis.precision_recall import precision_recall_figure
+
+    rare = rare if unseen is None else None  # two groups beside all classes are enough in one picture
+    save_figure(precision_recall_figure(predictions, result, names, unseen=unseen, rare=rare), path)
+
+
 def _check_images(image: np.ndarray, annotation: HicoAnnotation, source: Path) -> None:
     low, high = image.min(initial=0), image.max(initial=-1)
     if low < 0 or high >= annotation.num_images:
-        raise ValueError(
-            f"{source}: found images {low}..{high}, expected 0..{annotation.num_images - 1}, indices into `filenames` "
-            f"of {annotation.source}: give the annotations of the split that was predicted"
-        )
+        raise PredictionError(
+            source, f"images {low}..{high}",
+            f"0..{annotation.num_images - 1}, indices into `filenames` of {annotation.source}",
+            "give the annotations of the split that was predicted",
+        )  # fmt: skip
 
 
 def _rule(asked: argparse.Namespace) -> Protocol:
@@ -80,16 +111,6 @@ def _rule(asked: argparse.Namespace) -> Protocol:
     if asked.empty_images is not None:
         changes["include_empty_images"] = asked.empty_images == "count"
     return replace(PROTOCOLS[asked.protocol], **changes)
-
-
-def _unseen(setting: str, folder: Path) -> list[int]:
-    """Unseen classes as `lib.data.zero_shot` has them; read here because that module needs torch, two seconds more."""
-    own = folder / "zero_shot.json"  # a data set with splits of its own
-    source = own if own.is_file() else Path(str(resources.files("lib.data"))) / "hico_zero_shot.json"
-    settings = read_json(source)["settings"]
-    if setting not in settings:
-        raise ValueError(f"--zero-shot {setting}: no setting of {source}, expected one of {sorted(settings)}")
-    return settings[setting]["unseen_hoi"]
 
 
 def _class_names(annotation: HicoAnnotation) -> list[str]:
@@ -110,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rare", type=Path, metavar="FILE", help="list of rare classes, or instances_train2015.json")
     parser.add_argument("--json", type=Path, metavar="OUT", help="class APs and means as fractions")
     parser.add_argument("--per-class", type=Path, metavar="OUT", help="CSV, one row a class, in percent")
+    parser.add_argument("--figure", type=Path, metavar="OUT", help="PNG: precision over recall, groups and classes")
+    parser.add_argument("--published", action="store_true", help="print published numbers of the setting beside")
     parser.add_argument("--integration", choices=INTEGRATIONS, help="instead of the protocol's")
     parser.add_argument("--cap", type=int, metavar="K", help="keep the K best detections of an image")
     parser.add_argument("--empty-images", choices=("count", "skip"), help="detections on images without any pair")

@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lib.data.annotation_file import read_json
+from lib.data.hico_classes import FACTS
+from lib.data.hico_mat import read_anno_mat
 from lib.evaluation.average_precision import INTEGRATIONS, Integration, average_precision
-from lib.evaluation.hico_annotation import FACTS, read_json
+from lib.evaluation.errors import MissingPredictionError, PredictionError
 from lib.runs import write_json
 
 LABELS = (-2, -1, 0, 1)
@@ -33,15 +38,9 @@ def recognition_ap(
     scores: [N, C], higher is better; equal scores rank in the order of the images. labels: [N, C] of {-2, -1, 0, 1}.
     known_object: rank only images that contain the object.
     integration: "int" and "auc" are DEFR's other two meters, see `average_precision`.
-    Raises ValueError for arrays of unequal shape, non-finite scores and other labels.
+    Raises PredictionError for arrays of unequal shape, non-finite scores and other labels.
     """
-    if scores.ndim != 2 or scores.shape != labels.shape:
-        raise ValueError(f"scores {scores.shape} and labels {labels.shape}: expected the same [images, classes]")
-    if not np.isfinite(scores).all():
-        image, label = np.argwhere(~np.isfinite(scores))[0]
-        raise ValueError(f"score of image {image}, class {label} is {scores[image, label]}, expected a finite number")
-    if not np.isin(labels, LABELS).all():
-        raise ValueError(f"labels hold {np.unique(labels)[:8].tolist()}, expected only {list(LABELS)}")
+    _check(scores, labels)
     dropped = np.isin(labels, (0, -2)) if known_object else labels == 0
     ap = np.zeros(scores.shape[1])
     for c in range(scores.shape[1]):
@@ -49,6 +48,19 @@ def recognition_ap(
         positive = labels[order, c] == 1
         ap[c], _ = average_precision(positive, max(int(positive.sum()), 1), integration, dropped[order, c])
     return ap
+
+
+def _check(scores: np.ndarray, labels: np.ndarray, source: Path | str = "scores", truth: Path | str = "labels") -> None:
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        found = f"scores {scores.shape} for labels {labels.shape}"
+        raise PredictionError(source, found, "the same [images, classes]", "score the split and classes of the labels")
+    if not np.isfinite(scores).all():
+        image, label = np.argwhere(~np.isfinite(scores))[0]
+        found = f"score of image {image}, class {label} is {scores[image, label]}"
+        raise PredictionError(source, found, "finite numbers", "the model diverged or the file is damaged: score again")
+    if not np.isin(labels, LABELS).all():
+        mend = "-2 unknown, -1 absent, 0 ambiguous, 1 present"
+        raise PredictionError(truth, f"labels {np.unique(labels)[:8].tolist()}", f"only {list(LABELS)}", mend)
 
 
 def recognition_means(
@@ -69,14 +81,8 @@ def read_labels(path: Path | str, split: str = "test") -> np.ndarray:
     """
     path = Path(path)
     if path.suffix == ".mat":
-        from scipy.io import loadmat  # a third of a second that other label files are spared
-
-        content = loadmat(path, variable_names=[f"anno_{split}"])
-        if f"anno_{split}" not in content:
-            raise ValueError(f"{path}: no variable anno_{split}, expected HICO's anno.mat")
-        labels = content[f"anno_{split}"]
-    else:
-        labels = read_array(path, ("label", "labels"))
+        return read_anno_mat(path, split)[1]
+    labels = read_array(path, ("label", "labels"))
     return np.where(np.isnan(labels), -2, labels).astype(np.int8) if labels.dtype.kind == "f" else labels
 
 
@@ -84,18 +90,25 @@ def read_array(path: Path | str, names: Sequence[str]) -> np.ndarray:
     """The array of an npy file, or of an npz under one of `names` (or its only one). No pickled objects are read."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no file; check the path")
+        raise MissingPredictionError(path, "no file", "an npz, npy or mat file", "check the path")
     try:
         stored = np.load(path, allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a readable npz or npy file ({error})") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise PredictionError(
+            path, f"not a readable npz or npy file ({error})", "arrays without pickled objects", "write it again"
+        ) from None
     if isinstance(stored, np.ndarray):
         return stored
     with stored:
         found = [name for name in names if name in stored.files] or stored.files
         if len(found) != 1:
-            raise ValueError(f"{path}: arrays {stored.files}, expected one named {' or '.join(names)}")
-        return stored[found[0]]
+            raise PredictionError(path, f"arrays {stored.files}", f"one named {' or '.join(names)}", "rename it")
+        try:
+            return stored[found[0]]
+        except (ValueError, OSError, zlib.error, zipfile.BadZipFile) as error:
+            raise PredictionError(
+                path, f"an unreadable array ({error})", "numbers, no pickled objects", "write it again"
+            ) from None
 
 
 def oriented(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -132,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         scores = read_array(asked.scores, ("score", "scores"))
         labels = oriented(read_labels(asked.labels, asked.split), scores)
+        _check(scores, labels, asked.scores, asked.labels)
         few = FEW_SHOT if scores.shape[-1] == len(FACTS["hoi_object"]) else None
         if asked.few:
             few = {name: ids for name, ids in read_json(asked.few).items() if isinstance(ids, list)}

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from lib.data.boxes import iou
 from lib.evaluation.average_precision import average_precision
-from lib.evaluation.matching import best_of_group, find_groups, first_claims, iou
+from lib.evaluation.matching import best_of_group, find_groups, first_claims
 from lib.evaluation.vcoco_annotation import ACTION_OF_ROLE, ACTIONS, ROLES, UNREPORTED, RoleTruth, read_truth
 from lib.evaluation.vcoco_records import RolePredictions, Statements, read_role_predictions
 from lib.runs import write_json

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.evaluation.hico_annotation import read_json
+from lib.data.annotation_file import AnnotationError, read_json
 
 ACTIONS: dict[str, tuple[str, ...]] = dict(
     hold=("obj",), stand=(), sit=("instr",), ride=("instr",), walk=(), look=("obj",), hit=("instr", "obj"),
@@ -79,24 +79,25 @@ def read_truth(annotations: Path | str, coco: Path | str | None = None) -> RoleT
         boxes, content = boxes or _coco_boxes(content["coco"], annotations), content["vcoco"]
     if isinstance(content, list):
         if boxes is None:
-            raise ValueError(
-                f"{annotations}: names people and objects by COCO id but holds no boxes: give COCO's instances of the "
-                "images (--coco instances_vcoco_all_2014.json)"
-            )
+            raise AnnotationError(
+                annotations, "people and objects by COCO id without boxes", "COCO's instances of the images beside it",
+                "--coco instances_vcoco_all_2014.json",
+            )  # fmt: skip
         return _from_actions(content, boxes, annotations)
     if isinstance(content, dict) and {"annotations", "classes", "images", "action_to_object"} <= content.keys():
         return _from_pairs(content, boxes, annotations)
     found = sorted(content)[:8] if isinstance(content, dict) else type(content).__name__
-    raise ValueError(
-        f"{annotations}: found {found}; expected the list of 26 actions, an object with `coco` and `vcoco`, or the "
-        "keys of instances_vcoco_*.json"
-    )
+    raise AnnotationError(
+        annotations, f"{found}",
+        "the list of 26 actions, an object with `coco` and `vcoco`, or the keys of instances_vcoco_*.json",
+        "use vcoco_test.json or instances_vcoco_test.json",
+    )  # fmt: skip
 
 
 def _coco_boxes(content: dict, source: Path | str) -> _CocoBoxes:
     """Boxes by the evaluator's rule: x2 = x1 + max(0, w - 1), clipped to the image, degenerate ones dropped."""
     if missing := {"images", "annotations"} - (content.keys() if isinstance(content, dict) else set()):
-        raise ValueError(f"{source}: no key {sorted(missing)}, expected COCO instances")
+        raise AnnotationError(source, f"no key {sorted(missing)}", "COCO instances", "cut it from COCO's download")
     people = {category["id"] for category in content.get("categories", ()) if category["name"] == "person"} or {1}
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     rows = [row for row in content["annotations"] if row["image_id"] in sizes]
@@ -119,10 +120,11 @@ def _clipped(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
 def _from_actions(actions: list[dict], coco: _CocoBoxes, source: Path | str) -> RoleTruth:
     names = [action.get("action_name") for action in actions]
     if sorted(map(str, names)) != sorted(ACTIONS):
-        raise ValueError(f"{source}: actions {names[:4]}... ({len(names)}), expected the 26 of V-COCO")
+        found = f"actions {names[:4]}... ({len(names)})"
+        raise AnnotationError(source, found, "the 26 of V-COCO", "use vcoco_*.json of s-gupta/v-coco")
     split = np.unique(actions[0]["image_id"])
     if (absent := split[~np.isin(split, list(coco.sizes))]).size:
-        raise ValueError(f"{source}: image {absent[0]} ({len(absent)} such) is not among the COCO images given")
+        raise _absent(source, absent)
     people = np.flatnonzero(coco.person & np.isin(coco.image, split))
     people = people[np.argsort(coco.image[people], kind="stable")]  # COCO's order within an image: first maximum wins
     person_of = {int(coco.ids[row]): place for place, row in enumerate(people)}
@@ -137,8 +139,10 @@ def _from_actions(actions: list[dict], coco: _CocoBoxes, source: Path | str) -> 
         agent = np.array([person_of.get(key, -1) for key in action["ann_id"]], np.int64)
         objects = np.array(action["role_object_id"], np.int64)
         if roles[0] != "agent" or set(roles[1:]) != set(ACTIONS[name]) or len(objects) != len(roles) * len(agent):
-            raise ValueError(f"{source}: action {name} has roles {roles} and {len(objects)} role objects for "
-                             f"{len(agent)} agents, expected agent, {', '.join(ACTIONS[name])}, each once")  # fmt: skip
+            raise AnnotationError(
+                f"{source}: {name}", f"roles {roles} and {len(objects)} role objects for {len(agent)} agents",
+                f"agent, {', '.join(ACTIONS[name])}, each once", "copy the file again",
+            )  # fmt: skip
         annotated[agent[agent >= 0]] = True
         acts = (agent >= 0) & (np.array(action["label"]) == 1)
         label[agent[acts], list(ACTIONS).index(name)] = True
@@ -149,13 +153,19 @@ def _from_actions(actions: list[dict], coco: _CocoBoxes, source: Path | str) -> 
     return RoleTruth(images, first, count, coco.boxes[people], annotated, label, role_boxes)
 
 
+def _absent(source: Path | str, images: np.ndarray) -> AnnotationError:
+    found = f"image {images[0]} ({len(images)} such) that is not among the COCO images given"
+    return AnnotationError(source, found, "all of its images there", "give COCO's instances of train and val 2014")
+
+
 def _from_pairs(content: dict, coco: _CocoBoxes | None, source: Path | str) -> RoleTruth:
     """Equal human boxes of an image are one person; a second object of one (person, class) is not kept."""
     class_roles = [ROLES.index(name.replace(" ", "_")) for name in content["classes"]]
     images = np.array(content["images"], np.int64)
     records = content["annotations"]
     if len(images) != len(records):
-        raise ValueError(f"{source}: {len(images)} `images` and {len(records)} `annotations`, expected one record each")
+        found = f"{len(images)} `images` and {len(records)} `annotations`"
+        raise AnnotationError(source, found, "one record each", "copy the file again")
     counts = [len(record["actions"]) for record in records]
     row_image = np.repeat(images, counts)
     role = np.array(class_roles)[np.concatenate([np.asarray(record["actions"], np.int64) for record in records])]
@@ -164,12 +174,13 @@ def _from_pairs(content: dict, coco: _CocoBoxes | None, source: Path | str) -> R
         for key in ("boxes_h", "boxes_o")
     )
     if not len(role) == len(humans) == len(things):
-        raise ValueError(f"{source}: boxes_h, boxes_o and actions differ in length, expected one entry a pair in each")
+        found = "boxes_h, boxes_o and actions of different lengths"
+        raise AnnotationError(source, found, "one entry a pair in each", "copy the file again")
     for boxes in (humans, things):  # x + w, y + h become the last pixel
         boxes[:, 2:] = np.maximum(boxes[:, :2], boxes[:, 2:] - 1)
     if coco is not None:
         if (absent := images[~np.isin(images, list(coco.sizes))]).size:
-            raise ValueError(f"{source}: image {absent[0]} ({len(absent)} such) is not among the COCO images given")
+            raise _absent(source, absent)
         size = np.array([coco.sizes[key] for key in row_image.tolist()], np.float64).reshape(-1, 2)
         humans, things = _clipped(humans, size), _clipped(things, size)
         bystanders = np.flatnonzero(coco.person & np.isin(coco.image, images))

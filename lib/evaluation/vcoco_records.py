@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from lib.evaluation.plain_pickle import read_pickle
+from lib.data.restricted_pickle import read_pickle
+from lib.evaluation.errors import PredictionError
 from lib.evaluation.prediction_table import parquet_columns
 from lib.evaluation.vcoco_annotation import ACTIONS, ROLES, RoleTruth
 from lib.runs import atomic_write
@@ -21,7 +22,18 @@ from lib.runs import atomic_write
 _HUMAN = ("h_x1", "h_y1", "h_x2", "h_y2")
 _OBJECT = ("o_x1", "o_y1", "o_x2", "o_y2")
 _OURS = {"image": "image_id", "hoi": "hoi_id"} | {f"{name[2:]}{name[0]}": name for name in (*_HUMAN, *_OBJECT)}
+_WRITE = "write official records, NaN where nothing is stated, or a table (docs/evaluation.md)"
 UPT_FILLER = (0.0, 0.0, 0.1, 0.1, 0.0)
+
+
+class FilledRecord(dict):
+    """A record in which UPT's program stated one role: every other key reads as its filler."""
+
+    def __missing__(self, key: str) -> float | list[float]:
+        return UPT_FILLER[4] if key.rsplit("_", 1)[-1] == "agent" else list(UPT_FILLER)
+
+
+STAND_INS = {"CacheTemplate": FilledRecord}  # UPT, ADA-CM, EZ-HOI: a dictionary with these defaults, in their `utils`
 
 
 @dataclass(frozen=True)
@@ -61,14 +73,14 @@ def read_role_predictions(path: Path | str, truth: RoleTruth) -> RolePredictions
     """
     path = Path(path)
     if path.suffix in (".pkl", ".pickle"):
-        return from_records(read_pickle(path), path)
+        return from_records(read_pickle(path, STAND_INS), path)
     return _from_table(path, truth)
 
 
 def from_records(records: Any, source: Path | str) -> RolePredictions:
-    """Arrays of an official list; ValueError names a missing key, as the official program would stop there."""
+    """Arrays of an official list; PredictionError names a missing key, as the official program would stop there."""
     if not isinstance(records, (list, tuple)) or not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"{source}: found a {type(records).__name__}, expected a list of dictionaries, one a record")
+        raise PredictionError(source, f"a {type(records).__name__}", "a list of dictionaries, one a record", _WRITE)
     everyone = np.arange(len(records))
     roles, agents = {}, {}
     try:
@@ -83,10 +95,10 @@ def from_records(records: Any, source: Path | str) -> RolePredictions:
             said = everyone[~np.isnan(score)]
             agents[action] = Statements(said, score[said])
     except KeyError as error:
-        raise ValueError(
-            f"{source}: a record lacks the key {error}; expected image_id, person_box, 26 <action>_agent and 25 "
-            "<action>_<role> in each (NaN where nothing is stated)"
-        ) from None
+        raise PredictionError(
+            source, f"a record that lacks the key {error}",
+            "image_id, person_box, 26 <action>_agent and 25 <action>_<role> in each", _WRITE,
+        ) from None  # fmt: skip
     _check_people(boxes, source)
     return RolePredictions(image, boxes, roles, agents)
 
@@ -146,13 +158,14 @@ def _numbers(records: Sequence[dict[str, Any]], key: str, width: int, source: Pa
     values = list(map(itemgetter(key), records))
     if any(len(value) != width for value in values):
         bad = next(index for index, value in enumerate(values) if len(value) != width)
-        raise ValueError(f"{source}: {key} of record {bad} is {values[bad]}, expected {width} numbers")
+        raise PredictionError(source, f"{key} of record {bad} is {values[bad]}", f"{width} numbers", _WRITE)
     return np.fromiter(chain.from_iterable(values), np.float64, width * len(values)).reshape(-1, width)
 
 
 def _check_people(boxes: np.ndarray, source: Path | str) -> None:
     if (bad := np.flatnonzero(~np.isfinite(boxes).all(1))).size:
-        raise ValueError(f"{source}: person box of record {bad[0]} is {boxes[bad[0]].tolist()}, expected numbers")
+        found = f"person box of record {bad[0]} is {boxes[bad[0]].tolist()}"
+        raise PredictionError(source, found, "numbers", "every record needs its person's box")
 
 
 def _from_table(path: Path, truth: RoleTruth) -> RolePredictions:
@@ -160,12 +173,15 @@ def _from_table(path: Path, truth: RoleTruth) -> RolePredictions:
     table = pq.read_table(path)
     columns = {_OURS.get(name, name): table[name].to_numpy() for name in names}
     if missing := [name for name in ("image_id", "score", *_HUMAN, *_OBJECT) if name not in columns]:
-        raise ValueError(f"{path}: columns {missing} are missing; found {names}")
+        raise PredictionError(path, f"columns {names}, {missing} are missing", "all of them", "write the table again")
     image, role = np.asarray(columns["image_id"], np.int64), _table_roles(columns, truth, path)
     if "hoi_id" in columns and "role" not in columns and "class_id" not in columns:
         if len(image) and not 0 <= image.min() <= image.max() < len(truth.image_list):
-            raise ValueError(f"{path}: images {image.min()}..{image.max()}, expected indices below "
-                             f"{len(truth.image_list)} into the `images` of the instance file")  # fmt: skip
+            raise PredictionError(
+                path, f"images {image.min()}..{image.max()}",
+                f"indices below {len(truth.image_list)} into the `images` of the instance file",
+                "give the instance file of the split that was predicted",
+            )  # fmt: skip
         image = truth.image_list[image]
     score = np.asarray(columns["score"], np.float64)
     humans, things = (np.column_stack([columns[name] for name in keys]).astype(float) for keys in (_HUMAN, _OBJECT))
@@ -174,7 +190,8 @@ def _from_table(path: Path, truth: RoleTruth) -> RolePredictions:
     rows = {name: np.flatnonzero(said & (role == name)) for name in np.unique(role).tolist()}
     known = {*ROLES, *(f"{action}_agent" for action in ACTIONS)}
     if strange := sorted(rows.keys() - known):
-        raise ValueError(f"{path}: roles {strange[:4]}, expected names like {', '.join(sorted(known)[:3])}")
+        expected = f"names like {', '.join(sorted(known)[:3])}"
+        raise PredictionError(path, f"roles {strange[:4]}", expected, "use <action>_<role> and <action>_agent")
     nothing = np.zeros(0, np.int64)
     roles = {name: rows.get(name, nothing) for name in ROLES}
     agents = {name: rows.get(f"{name}_agent", nothing) for name in ACTIONS}
@@ -191,13 +208,15 @@ def _table_roles(columns: dict[str, np.ndarray], truth: RoleTruth, path: Path) -
         return columns["role"].astype(str)
     kind = "class_id" if "class_id" in columns else "hoi_id"
     if kind not in columns:
-        raise ValueError(f"{path}: found columns {sorted(columns)}, expected one of role, class_id, hoi_id")
+        found = f"columns {sorted(columns)}"
+        raise PredictionError(path, found, "one of role, class_id, hoi_id", "add a column that names the role")
     classes = np.array([i for i, name in enumerate(ROLES) if name != "point_instr"]) if kind == "class_id" else None
     index_to_role = truth.hoi_roles if classes is None else np.array(truth.class_roles or classes)
     ids = np.asarray(columns[kind], np.int64)
     if len(ids) and not 0 <= ids.min() <= ids.max() < len(index_to_role):
-        raise ValueError(
-            f"{path}: {kind} {ids.min()}..{ids.max()}, expected 0..{len(index_to_role) - 1}"
-            + ("" if len(index_to_role) else ": HOI ids need instances_vcoco_*.json as ground truth")
-        )
+        raise PredictionError(
+            path, f"{kind} {ids.min()}..{ids.max()}", f"0..{len(index_to_role) - 1}",
+            "give the annotations of these ids" if len(index_to_role) else
+            "HOI ids need instances_vcoco_*.json as ground truth",
+        )  # fmt: skip
     return np.array(ROLES)[index_to_role[ids]] if len(ids) else np.zeros(0, str)

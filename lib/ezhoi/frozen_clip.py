@@ -49,28 +49,36 @@ class PairClassifier:
 
 
 @torch.inference_mode()
-def clip_on_regions(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, batch_size: int) -> np.ndarray:
-    """Log-odds [N, C] from the tower that EZ-HOI adapts, untrained: RoIAlign of its patch tokens (7 x 7 mean).
+def region_features(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, batch_size: int) -> np.ndarray:
+    """Features [N, D] of the union boxes from the tower that EZ-HOI adapts, untrained: RoIAlign of its patch tokens.
 
-    The image is squashed to the CLIP frame as for EZ-HOI, with CLIP's own mean and std. pairs: grouped by image.
+    The image is squashed to the CLIP frame as for EZ-HOI, with CLIP's own mean and std; the 7 x 7 bins are averaged.
+    pairs: columns of boxes and `image`; images without a pair are not opened.
     """
-    classify, size = PairClassifier(clip, data.vocabulary), clip.spec.image_size
-    logits = np.zeros((len(pairs), len(data.vocabulary.verbs)), np.float32)
-    owners, unions = pairs["image"].to_numpy(), _unions(pairs)
-    with Progress("frozen CLIP on regions", len(data)) as progress:
-        for start in range(0, len(data), batch_size):
-            images = data.images[start : start + batch_size]
-            squashed = [read_image(image.path).convert("RGB").resize((size, size)) for image in images]
+    size, owners, unions = clip.spec.image_size, pairs["image"].to_numpy(), _unions(pairs)
+    features = np.zeros((len(pairs), clip.spec.embed_dim), np.float32)
+    wanted = np.unique(owners)
+    with Progress("frozen CLIP on regions", len(wanted)) as progress:
+        for start in range(0, len(wanted), batch_size):
+            batch = wanted[start : start + batch_size]
+            squashed = [read_image(data[i].path).convert("RGB").resize((size, size)) for i in batch]
             patches = encode_image(clip, torch.stack([clip.transform(image) for image in squashed]))[1]
             patch_map = patches.transpose(1, 2).unflatten(2, (clip.spec.grid, -1))  # (B, D, G, G)
-            rows = np.flatnonzero((owners >= start) & (owners < start + len(images)))
-            scale = np.array([data[i].size * 2 for i in owners[rows]], np.float32).reshape(-1, 4) / size
+            rows = np.flatnonzero(np.isin(owners, batch))
+            scale = np.array([data[i].size * 2 for i in owners[rows]], np.float32) / size
             boxes = torch.from_numpy(unions[rows] / scale).to(patches.device)
-            owner = torch.from_numpy(owners[rows] - start).to(patches.device)
+            owner = torch.from_numpy(np.searchsorted(batch, owners[rows])).to(patches.device)
             pooled = roi_features(patch_map, boxes, owner, size, dropout=0.0, training=False)
-            logits[rows] = classify(pooled, pairs["object"].to_numpy()[rows])
-            progress.step(len(images))
-    return logits
+            features[rows] = pooled.cpu().numpy()
+            progress.step(len(batch))
+    return features
+
+
+def clip_on_regions(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, batch_size: int) -> np.ndarray:
+    """Log-odds [N, C] of `region_features` against every HOI sentence."""
+    classify = PairClassifier(clip, data.vocabulary)
+    features = torch.from_numpy(region_features(clip, data, pairs, batch_size)).to(classify.text.device)
+    return classify(features, pairs["object"].to_numpy())
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ running the detector again: they act on `features`, after the pair adapter and b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lib.engine.distributed import gathered_in_turn, share
 from lib.engine.progress import Progress
 from lib.ezhoi.batches import HoiSamples, collate
 from lib.ezhoi.bridged import FeatureBridge, bridged_logits
@@ -46,6 +48,12 @@ class PairTable:
             atomic_write(folder / f"{name}.npy", lambda stream, name=name: np.save(stream, getattr(self, name)))
 
     @classmethod
+    def joined(cls, parts: Sequence[PairTable]) -> PairTable:
+        """One table of the pairs of several, in their order."""
+        arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "logits", "labels"))
+        return cls(pd.concat([part.frame for part in parts], ignore_index=True), *arrays)
+
+    @classmethod
     def load(cls, folder: Path) -> PairTable:
         """Read what `save` wrote."""
         arrays = {name: np.load(folder / f"{name}.npy") for name in ("features", "logits", "labels")}
@@ -62,34 +70,34 @@ def predict_pairs(
     device: torch.device | str,
     bridge: FeatureBridge | None = None,
 ) -> PairTable:
-    """Run the detector over `samples` (no augmentation) and keep every pair.
+    """Run the detector over `samples` (no augmentation) and keep every pair; the whole table on every process.
 
+    Each process computes every world-th batch; the batches are those of a single process, and so are the numbers.
     bridge: what a detector trained with a bridge passes its features through; the raw ones are kept all the same.
     """
     model.eval().to(device)
     rows = model.text()  # constant in evaluation: computed once
     class_text = model.text.class_text(rows)
-    frames, features, logits, labels = [], [], [], []
-    loader = DataLoader(samples, batch_size, num_workers=workers, collate_fn=collate)
-    with Progress("EZ-HOI on pairs", len(samples)) as progress:
+    parts: list[PairTable] = []
+    batches = share([batch.tolist() for batch in torch.arange(len(samples)).split(batch_size)])
+    loader = DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=collate)
+    with Progress("EZ-HOI on pairs", sum(map(len, batches))) as progress:
         for batch in loader:
             batch = batch.to(device)
             patch_map = model.encode(batch.images, batch.memory, batch.instances)
             pairs = enumerate_pairs(batch.instances)
             found = model.pair_features(patch_map, batch.instances, pairs)
-            features.append(found.cpu())
             if bridge is None or not len(found):
-                logits.append(model.logits(found, class_text).cpu())
+                logits = model.logits(found, class_text)
             else:
-                scale = model.logit_scale_HO
-                logits.append(bridged_logits(found, rows, model.text.average, scale, bridge, "none").cpu())
-            labels.append(assign_labels(batch.instances, pairs, batch.targets, len(class_text)).bool().cpu())
+                logits = bridged_logits(found, rows, model.text.average, model.logit_scale_HO, bridge, "none")
+            labels = assign_labels(batch.instances, pairs, batch.targets, len(class_text)).bool()
             sizes = torch.tensor([samples.dataset[int(i)].size for i in batch.index], device=pairs.image.device)
             owner = batch.index.to(pairs.image.device)[pairs.image]
-            frames.append(pair_frame(batch.instances, pairs, sizes, model.size, image=owner))
+            frame = pair_frame(batch.instances, pairs, sizes, model.size, image=owner)
+            parts.append(PairTable(frame, *(values.cpu().numpy() for values in (found, logits, labels))))
             progress.step(len(batch.index))
-    stack = lambda parts: torch.cat(parts).numpy()  # noqa: E731
-    return PairTable(pd.concat(frames, ignore_index=True), stack(features), stack(logits), stack(labels))
+    return PairTable.joined(gathered_in_turn(parts))
 
 
 def pair_frame(instances: Instances, pairs: Pairs, sizes: Tensor, size: int, **columns: Tensor) -> pd.DataFrame:

@@ -7,11 +7,9 @@ step equals that of one large batch.
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,27 +18,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lib.engine.checkpoints import load_checkpoint, rng_state, save_checkpoint, seed_everything, set_rng_state
+from lib.engine.checkpoints import seed_everything
+from lib.engine.distributed import gathered, processes, sum_gradients, summed, weights_of_first
 from lib.engine.ema import Ema
-from lib.engine.progress import Progress
+from lib.engine.loop import Loop, epoch_steps, in_steps, own_parts
 from lib.ezhoi.batches import HoiBatch, HoiSamples, collate
 from lib.ezhoi.bridged import FeatureBridge, bridge_of_epoch, bridged_logits
 from lib.ezhoi.loss import interaction_loss
 from lib.ezhoi.model import EzHoi
 from lib.ezhoi.pairs import Instances, Pairs, assign_labels, enumerate_pairs, pair_prior
-from lib.runs import read_jsonl, write_text
-from lib.settings import EzHoiSettings
+from lib.settings import CheckpointSettings, EzHoiSettings
 
 Detector = Callable[[Tensor, Tensor], Instances]  # the two parts of Views -> instances in the R-frame
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became infinite or not a number; the weights are those of the step before."""
+Evaluate = Callable[[EzHoi], dict[str, float]]
+PARTS = ("loss", "interaction", "semantic", "positives", "pairs")  # of a step
+STREAM_OF_RANK = 1_000_003  # seeds of the processes' dropout are this far apart
+MEND = "inspect these images and their features, lower ezhoi.lr_vit and ezhoi.lr_head, or use ezhoi.precision=fp32"
 
 
 class Share(NamedTuple):
     """What a batch counts for in its step: the divisor (positives of the whole step) and the HOI ids whose semantic
-    loss it carries (those of the whole step in one of its batches, none in the others)."""
+    loss it carries (those of the whole step in the first process's first batch, none in the others)."""
 
     positives: Tensor
     hois: Tensor
@@ -52,14 +50,17 @@ def pair_supervision(batch: HoiBatch, pairs: Pairs, valid: Tensor) -> tuple[Tens
     return labels, pair_prior(batch.instances, pairs, valid, power=1.0)
 
 
-def shares(batches: Sequence[HoiBatch], valid: Tensor) -> list[Share]:
-    """How the batches of one step share its loss."""
-    positives = valid.new_zeros((), dtype=torch.float32)
+def shares(batches: Sequence[HoiBatch], valid: Tensor, num_hois: int) -> list[Share]:
+    """How this process's batches of one step share its loss with each other and with those of other processes."""
+    counts = torch.zeros(1 + num_hois, device=valid.device)  # positives, rows of every HOI
     for batch in batches:
         labels, prior = pair_supervision(batch, enumerate_pairs(batch.instances), valid)
-        positives = positives + labels[prior > 0].sum()
-    hois = torch.cat([batch.targets.hoi for batch in batches])
-    return [Share(positives, hois), *[Share(positives, hois[:0])] * (len(batches) - 1)]
+        counts[0] += labels[prior > 0].sum()
+        counts[1:] += torch.bincount(batch.targets.hoi, minlength=num_hois)
+    counts = summed(counts)
+    positives, hois = counts[0], counts[1:].nonzero().flatten()
+    carried = [hois] + [hois[:0]] * len(batches) if processes()[0] == 0 else [hois[:0]] * len(batches)
+    return [Share(positives, ids) for ids, _ in zip(carried, batches, strict=False)]
 
 
 def training_loss(
@@ -107,14 +108,15 @@ def backward_step(
     settings: EzHoiSettings,
     bridge: FeatureBridge | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients of one step, left in the parameters, and the parts of its loss summed over its batches."""
-    parts: list[Share | None] = [None] if len(batches) == 1 else shares(batches, valid)
-    summed: dict[str, Tensor] = {}
+    """This process's gradients of one step, left in the parameters, and the parts of its loss over all processes."""
+    alone = len(batches) == 1 and processes()[1] == 1
+    parts = [None] if alone else shares(batches, valid, len(model.text.class_of_hoi))
+    numbers = torch.zeros(len(PARTS), device=valid.device)
     for batch, share in zip(batches, parts, strict=True):
         terms = training_loss(model, batch, valid, settings, bridge=bridge, share=share)
         terms["loss"].backward()
-        summed = {name: summed.get(name, 0) + value.detach() for name, value in terms.items()}
-    return summed
+        numbers += torch.stack([terms[name].detach().to(numbers) for name in PARTS])
+    return dict(zip(PARTS, summed(numbers), strict=True))
 
 
 def train_ezhoi(
@@ -128,12 +130,18 @@ def train_ezhoi(
     device: torch.device | str,
     detector: Detector | None = None,
     bridge: FeatureBridge | None = None,
+    evaluate: Evaluate | None = None,
+    checkpoints: CheckpointSettings | None = None,
 ) -> dict[str, float]:
-    """Train in place; resumes from `folder/checkpoint.pt` to the same numbers as an uninterrupted run.
+    """Train in place; resumes from `folder/checkpoints` to the same numbers as an uninterrupted run.
+
+    In a process group every process computes its share of each batch and gradients are summed: the step of one process,
+    up to rounding, but for the dropout inside the network, whose random numbers belong to a process.
 
     detector: finds the instances of every augmented image (`detections: live`; `samples` need its view). bridge: on
-    `device` and with the mean of this model's features, see `bridged`. Returns the mean loss of the first and last
-    epoch and the parameter count (that alone for no epochs). Writes history.jsonl. Raises NonFiniteLoss.
+    `device` and with the mean of this model's features, see `bridged`. evaluate: model -> numbers an epoch, for the
+    history and for `checkpoints.ezhoi`. Returns the mean loss of the first and last epoch and the parameter count (that
+    alone for no epochs). Writes history.jsonl. Raises NonFiniteLoss.
     """
     _check_detections(settings, samples, detector)
     model.to(device)
@@ -144,60 +152,46 @@ def train_ezhoi(
     if settings.epochs == 0:
         return count
     if bridge is not None and settings.bridge_grad == "none":
-        silent = [
-            name for name, part in model.named_children() if name != "text" and any(True for _ in part.parameters())
-        ]
-        warnings.warn(
-            f"ezhoi.bridge_grad=none: no gradient reaches {', '.join(silent)}; only the logit scale"
-            f"{' and the text side' if model.text.live else ''} learn\n  mend: ezhoi.bridge_grad=straight_through",
-            stacklevel=2,
-        )
+        _warn_of_silent_parts(model)
     groups = [{"params": vis, "lr": settings.lr_vit}, {"params": head, "lr": settings.lr_head}]
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_step, gamma=0.1)
     ema = Ema(parameters, settings.ema, every=1, after=0) if settings.ema else None
-    stateful = {"model": model, "optimiser": optimiser, "schedule": schedule} | ({"ema": ema} if ema else {})
-    steps = -(-len(samples) // (settings.batch_size * settings.accumulate))
-    checkpoint, history = folder / "checkpoint.pt", folder / "history.jsonl"
-    epoch_losses: list[float] = []
-    seed_everything(seed)
-    if checkpoint.is_file():
-        state = load_checkpoint(checkpoint)
-        for name, part in stateful.items():
-            part.load_state_dict(state[name])
-        set_rng_state(state["rng"])
-        epoch_losses = state["epoch_losses"]
-    done = len(epoch_losses)
-    _cut_history(history, steps * done)
-    with Progress(
-        "EZ-HOI training", steps * settings.epochs, start=steps * done, history=history, curve="loss"
-    ) as progress:
-        for epoch in range(done, settings.epochs):
-            losses = []
-            walked = None if bridge is None else bridge_of_epoch(bridge, settings.bridge_steps, epoch)
-            loader = _loader(samples, settings, seed, epoch)
-            for number, batches in enumerate(_grouped(loader, settings.accumulate)):
-                batches = [_detected(batch.to(device), detector) for batch in batches]
-                optimiser.zero_grad(set_to_none=True)
-                terms = backward_step(model.train(), batches, valid, settings, walked)
-                terms["gradient"] = nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-                _stop_if_not_finite(terms, batches, samples, checkpoint)
-                optimiser.step()
-                if ema:
-                    ema.update(parameters)
-                losses.append(terms["loss"])
-                progress.step(epoch=epoch + 1)
-                if number % settings.log_every == 0 or number == steps - 1:
-                    numbers = {name: float(value) for name, value in terms.items()}
-                    progress.record(**numbers, scale=float(model.logit_scale_HO.detach()))
-            epoch_losses.append(float(torch.stack(losses).mean()))
-            schedule.step()
-            state = {name: part.state_dict() for name, part in stateful.items()}
-            save_checkpoint(checkpoint, state | {"rng": rng_state(), "epoch_losses": epoch_losses})
+    parts = {"model": model, "optimiser": optimiser, "schedule": schedule} | ({"ema": ema} if ema else {})
+    checkpoints = checkpoints or CheckpointSettings()
+    weights_of_first(model)
+    seed_everything(seed + STREAM_OF_RANK * processes()[0])
+    loop = Loop(
+        "EZ-HOI training", folder, settings.epochs, len(_steps(samples, settings, seed, 0)), parts, settings.log_every,
+        "ema" if ema else "model", checkpoints.ezhoi, checkpoints,
+    )  # fmt: skip
+
+    def batches(epoch: int, first: int) -> Iterator[list[HoiBatch]]:
+        own = own_parts(_steps(samples, settings, seed, epoch)[first:])
+        return in_steps(_loader(samples, own, settings, epoch), own)
+
+    def step(epoch: int, number: int, batches: list[HoiBatch]) -> dict[str, Tensor]:
+        walked = None if bridge is None else bridge_of_epoch(bridge, settings.bridge_steps, epoch)
+        batches = [_detected(batch.to(device), detector) for batch in batches]
+        optimiser.zero_grad(set_to_none=True)
+        terms = backward_step(model.train(), batches, valid, settings, walked)
+        sum_gradients(parameters)
+        terms["gradient"] = nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        loop.stop_if_not_finite(terms, lambda: _suspects(batches, samples), MEND)
+        optimiser.step()
+        if ema:
+            ema.update(parameters)
+        return terms | {"scale": model.logit_scale_HO.detach()}
+
+    def after_epoch(epoch: int) -> dict[str, float]:
+        schedule.step()
+        return {} if evaluate is None else evaluate(model)
+
+    info = loop.run(batches, step, after_epoch)
     if ema:
         with torch.no_grad():
             torch._foreach_copy_(list(parameters), list(ema.model.parameters()))
-    return {"loss_first_epoch": epoch_losses[0], "loss_last_epoch": epoch_losses[-1]} | count
+    return info | count
 
 
 def autocast(settings: EzHoiSettings, device: torch.device) -> torch.autocast:
@@ -222,47 +216,36 @@ def _check_detections(settings: EzHoiSettings, samples: HoiSamples, detector: De
         )
 
 
-def _loader(samples: HoiSamples, settings: EzHoiSettings, seed: int, epoch: int) -> DataLoader:
-    """Shuffled by (seed, epoch) alone; workers are started an epoch so that they see its number."""
+def _steps(samples: HoiSamples, settings: EzHoiSettings, seed: int, epoch: int) -> list[list[np.ndarray]]:
+    return epoch_steps(len(samples), settings.batch_size, settings.accumulate, seed, epoch)
+
+
+def _loader(samples: HoiSamples, own: list[list[list[int]]], settings: EzHoiSettings, epoch: int) -> DataLoader:
+    """This process's batches of an epoch; workers are started an epoch so that they see its number."""
     samples.epoch = epoch
-    order = np.random.default_rng([seed, epoch]).permutation(len(samples)).tolist()
     return DataLoader(
-        samples, settings.batch_size, sampler=order, num_workers=settings.workers, collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        samples, batch_sampler=[part for step in own for part in step], num_workers=settings.workers,
+        collate_fn=collate, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
 
 
-def _grouped(loader: Iterable[HoiBatch], size: int) -> Iterator[list[HoiBatch]]:
-    """Up to `size` batches at a time; an epoch's last step may have fewer."""
-    batches = iter(loader)
-    while group := list(islice(batches, size)):
-        yield group
-
-
-def _cut_history(history: Path, step: int) -> None:
-    """Drop lines of steps that ran past the checkpoint: they will be run, and written, again."""
-    rows = read_jsonl(history)
-    if rows and rows[-1]["step"] > step:
-        write_text(history, "".join(f"{json.dumps(row)}\n" for row in rows if row["step"] <= step))
-
-
-def _stop_if_not_finite(
-    terms: dict[str, Tensor], batches: Sequence[HoiBatch], samples: HoiSamples, checkpoint: Path
-) -> None:
-    """Before the weights move. One wait for the device a step: small beside those for pair counts and loss masks."""
-    if bool(torch.isfinite(torch.stack([terms["loss"], terms["gradient"]])).all()):
-        return
-    inputs_fit = [
-        torch.isfinite(batch.images).flatten(1).all(1) & torch.isfinite(batch.memory).flatten(1).all(1)
-        for batch in batches
-    ]
-    index, fit = torch.cat([batch.index for batch in batches]), torch.cat(inputs_fit).cpu()
-    what = "all inputs of the step are finite" if fit.all() else "images or CLIP features that are not finite"
-    names = [samples.dataset[int(i)].name for i in (index if fit.all() else index[~fit])]
-    kept = f"the last whole epoch is in {checkpoint}" if checkpoint.is_file() else "no epoch was finished"
-    raise NonFiniteLoss(
-        f"EZ-HOI training: found { ({name: float(value) for name, value in terms.items()}) }, expected finite numbers;"
-        f" {what}: {names}; the weights were not touched, {kept}"
-        "\n  mend: inspect these images and their features, lower ezhoi.lr_vit and ezhoi.lr_head, or use"
-        " ezhoi.precision=fp32"
+def _warn_of_silent_parts(model: EzHoi) -> None:
+    silent = [name for name, part in model.named_children() if name != "text" and any(True for _ in part.parameters())]
+    warnings.warn(
+        f"ezhoi.bridge_grad=none: no gradient reaches {', '.join(silent)}; only the logit scale"
+        f"{' and the text side' if model.text.live else ''} learn\n  mend: ezhoi.bridge_grad=straight_through",
+        stacklevel=3,
     )
+
+
+def _suspects(batches: Sequence[HoiBatch], samples: HoiSamples) -> str:
+    """The images of a step, on all processes: those whose inputs are not finite, or else all of them."""
+    found: list[tuple[str, bool]] = []
+    for batch in batches:
+        fit = torch.isfinite(batch.images).flatten(1).all(1) & torch.isfinite(batch.memory).flatten(1).all(1)
+        found += [(samples.dataset[i].name, ok) for i, ok in zip(batch.index.tolist(), fit.tolist(), strict=True)]
+    found = sum(gathered(found), [])
+    broken = [name for name, fit in found if not fit]
+    if broken:
+        return f"images or CLIP features that are not finite: {broken}"
+    return f"all inputs of the step are finite: {[name for name, _ in found]}"

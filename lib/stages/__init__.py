@@ -4,4 +4,5 @@
 02      detector    EZ-HOI training, pairs of a split, the frozen-CLIP baseline
 03, 04  bridging    text banks, bridges, predictions of every variant
 05      embeddings  the embedding table
+before  doctor      is everything there that the notebooks will need?
 """

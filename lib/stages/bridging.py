@@ -36,6 +36,9 @@ from lib.bridge.text_bank import (
 from lib.bridge.training import SAMPLER_SETTINGS, closed_form_bridge, train_bridge
 from lib.clip.text import encode_text
 from lib.clip.text_space import TextSpace, clip_text_space
+from lib.engine.checkpoints import remove_checkpoints
+from lib.engine.distributed import is_first
+from lib.engine.launch import launch
 from lib.engine.progress import Progress
 from lib.ezhoi.predict import PairTable, hoi_predictions
 from lib.runs import Artifact, Run, atomic_write, fingerprint
@@ -88,17 +91,25 @@ def bridge(cfg: Config, run: Run, kind: str) -> Artifact:
     shaping = {name: value for name, value in asdict(cfg.bridge).items() if name not in SAMPLER_SETTINGS}
 
     def make(folder: Path) -> dict:
-        with Progress(f"bridge, {kind}", cfg.bridge.steps, curve="loss") as progress:
-
-            def report(step: int, _: int, values: Mapping[str, float]) -> None:
-                progress.step(step - progress.done, loss=values["loss"])
-                progress.record(loss=values["loss"])
-
-            return train_bridge(
-                TextBank.load(bank.path), cfg.bridge, folder, seed=cfg.seed, device=inputs.device(cfg), progress=report
-            )
+        return launch(_train, cfg, bank.path, folder, settings=cfg.launch, device=inputs.device(cfg))[0]
 
     return run.artifact(f"bridge/{kind}", {"bridge": shaping, "seed": cfg.seed}, make, [bank])
+
+
+def _train(cfg: Config, bank: Path, folder: Path) -> dict:
+    """What every process of a launch does of the training; the first one writes."""
+    with Progress(f"bridge, {bank.name}", cfg.bridge.steps, curve="loss") as progress:
+
+        def report(step: int, _: int, values: Mapping[str, float]) -> None:
+            progress.step(step - progress.done, loss=values["loss"])
+            progress.record(loss=values["loss"])
+
+        info = train_bridge(
+            TextBank.load(bank), cfg.bridge, folder, seed=cfg.seed, device=inputs.device(cfg), progress=report
+        )
+    if is_first():
+        remove_checkpoints(folder)
+    return info
 
 
 def before(cfg: Config, run: Run) -> None:
@@ -253,7 +264,9 @@ def comparison(cfg: Config, run: Run) -> Artifact:
     The headline bridge enters at the depth with the lowest fit loss; everything else is an ablation beside it.
     """
     parents = [run.existing(kind) for kind in ("pairs/fit", "pairs/test", "bridge/adapted", "bridge/captions")]
-    settings = {"evaluation": asdict(cfg.evaluation), "prior_power": cfg.ezhoi.prior_power}
+    tried = ("entry_steps", "step_budgets", "ensemble", "fit_images")
+    settings = {"evaluation": {name: getattr(cfg.evaluation, name) for name in tried}}
+    settings["prior_power"] = cfg.ezhoi.prior_power
     settings["sampler"] = {name: getattr(cfg.bridge, name) for name in SAMPLER_SETTINGS}
 
     def make(folder: Path) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from lib.bridge.bundle import Bridge, check_compatible
 from lib.bridge.geometry import modality_mean
 from lib.data.descriptions import ClassTexts
 from lib.data.hico_det import HoiDataset
-from lib.engine.checkpoints import seed_everything
+from lib.engine.checkpoints import remove_checkpoints, seed_everything
+from lib.engine.distributed import is_first
+from lib.engine.launch import launch
+from lib.errors import FoundExpected
 from lib.evaluation.hico_det import ApResult, hico_det_ap, per_class_table, summarise
 from lib.ezhoi.batches import HoiSamples
 from lib.ezhoi.classes import ScoredClasses, scored_classes
@@ -26,6 +30,8 @@ from lib.ezhoi.weights import WEIGHTS, load_model_weights, read_record, save_mod
 from lib.runs import Artifact, Run, atomic_write, file_sha256, fingerprint
 from lib.settings import Config
 from lib.stages import inputs
+
+PAIR_BATCH = 32  # images a forward in prediction
 
 # settings of the ezhoi section that do not change the trained weights
 _NOT_SHAPING = {"workers", "log_every", "prior_power", "bridge_eval", "bridge", "init_from"}
@@ -43,6 +49,8 @@ def ezhoi(cfg: Config, run: Run) -> Artifact:
         "proposals": inputs.proposal_rule(cfg),
     }
     settings["validation_images"] = cfg.data.validation_images
+    if cfg.data.zero_shot_filter != "row":
+        settings["zero_shot_filter"] = cfg.data.zero_shot_filter
     unseen = inputs.unseen(cfg, run)
     texts = inputs.class_texts(cfg, run, data, unseen)
     settings["texts"] = fingerprint("texts", asdict(texts))
@@ -53,32 +61,67 @@ def ezhoi(cfg: Config, run: Run) -> Artifact:
     if cfg.ezhoi.init_from:
         parents.append(file_sha256(Path(cfg.ezhoi.init_from) / WEIGHTS))
 
+    if cfg.checkpoints.ezhoi:
+        settings["result"] = cfg.checkpoints.ezhoi
+
     def make(folder: Path) -> dict:
-        seen_data, valid = seen_training_set(cfg, run, data)
-        model = new_model(cfg, run, data, texts=texts)
-        bridge = training_bridge(cfg, run, model, seen_data)
-        live = _live_detector(cfg, run, data) if cfg.ezhoi.detections == "live" else None
-        samples = HoiSamples(
-            seen_data,
-            None if live else inputs.proposals(cfg, run, seen_data),
-            inputs.feature_store(cfg, run, "train"),
-            model.size,
-            classes_of(cfg, data),
-            augment=cfg.ezhoi,
-            seed=cfg.seed,
-            detector_view=DetectorView.of(live.detr) if live else None,
-        )
-        info = train_ezhoi(
-            model, samples, valid, cfg.ezhoi, folder,
-            seed=cfg.seed, device=inputs.device(cfg), detector=live, bridge=bridge,
-        )  # fmt: skip
+        return launch(_train, cfg, run, texts, folder, settings=cfg.launch, device=inputs.device(cfg))[0]
+
+    return run.artifact("ezhoi", settings, make, parents)
+
+
+def _train(cfg: Config, run: Run, texts: ClassTexts, folder: Path) -> dict:
+    """What every process of a launch does of the training; the first one writes."""
+    data = inputs.dataset(cfg, run, "train")
+    seen_data, valid = seen_training_set(cfg, run, data)
+    model = new_model(cfg, run, data, texts=texts)
+    bridge = training_bridge(cfg, run, model, seen_data)
+    live = _live_detector(cfg, run, data) if cfg.ezhoi.detections == "live" else None
+    samples = HoiSamples(
+        seen_data,
+        None if live else inputs.proposals(cfg, run, seen_data),
+        inputs.feature_store(cfg, run, "train"),
+        model.size,
+        classes_of(cfg, data),
+        augment=cfg.ezhoi,
+        seed=cfg.seed,
+        detector_view=DetectorView.of(live.detr) if live else None,
+    )
+    info = train_ezhoi(
+        model, samples, valid, cfg.ezhoi, folder, seed=cfg.seed, device=inputs.device(cfg), detector=live,
+        bridge=bridge, evaluate=_validation(cfg, run, data), checkpoints=cfg.checkpoints,
+    )  # fmt: skip
+    if is_first():
         if bridge is not None:
             bridge.save(folder / "bridge")  # with the mean of this model's features
         spec = inputs.clip_model(cfg, run).spec
         save_model(folder, model, spec, cfg.ezhoi, {"zero_shot": cfg.data.zero_shot, "images": len(seen_data)})
-        return info | {"rows": len(model.text.rows)}
+        remove_checkpoints(folder)
+    return info | {"rows": len(model.text.rows)}
 
-    return run.artifact("ezhoi", settings, make, parents)
+
+def _validation(cfg: Config, run: Run, data: HoiDataset) -> Callable[[EzHoi], dict[str, float]] | None:
+    """Scores the validation images after every epoch, where `checkpoints.ezhoi` chooses by a score."""
+    if cfg.checkpoints.ezhoi in ("", "loss"):
+        return None
+    if not cfg.data.validation_images:
+        raise FoundExpected(
+            "checkpoints.ezhoi", f"{cfg.checkpoints.ezhoi!r} without validation images",
+            "images that EZ-HOI is not trained on", "data.validation_images=500, or checkpoints.ezhoi=loss",
+        )  # fmt: skip
+    chosen, classes = fit_set(cfg, run, data), classes_of(cfg, data)
+    found, store = inputs.proposals(cfg, run, chosen), inputs.feature_store(cfg, run, "train")
+
+    def evaluate(model: EzHoi) -> dict[str, float]:
+        samples = HoiSamples(chosen, found, store, model.size, classes)
+        table = predict_pairs(
+            model, samples, batch_size=PAIR_BATCH, workers=cfg.ezhoi.workers, device=inputs.device(cfg)
+        )
+        predictions = hoi_predictions(table.frame, table.logits, classes, cfg.ezhoi.prior_power)
+        ap = hico_det_ap(predictions, chosen.truth(), chosen.vocabulary.num_hois)
+        return {"mAP_seen": summarise(ap, unseen=inputs.unseen(cfg, run) or None)["mAP_full"]}
+
+    return evaluate
 
 
 def bridge_folder(cfg: Config, run: Run) -> Path:
@@ -104,7 +147,7 @@ def training_bridge(cfg: Config, run: Run, model: EzHoi, data: HoiDataset, image
         first = data.subset(images)
         store = inputs.feature_store(cfg, run, "train")
         samples = HoiSamples(first, inputs.proposals(cfg, run, first), store, model.size, classes_of(cfg, data))
-        table = predict_pairs(model, samples, batch_size=32, workers=0, device=inputs.device(cfg))
+        table = predict_pairs(model, samples, batch_size=PAIR_BATCH, workers=0, device=inputs.device(cfg))
         bridge = bridge.with_vision_mean(modality_mean(torch.from_numpy(table.features)))
     return bridge
 
@@ -137,7 +180,7 @@ def seen_training_set(cfg: Config, run: Run, data: HoiDataset) -> tuple[HoiDatas
     """Training images without unseen rows and without the validation images; seen affordances [objects, verbs]."""
     unseen = inputs.unseen(cfg, run)
     seen = np.setdiff1d(np.arange(data.vocabulary.num_hois), unseen)
-    kept = data.without_hois(unseen)
+    kept = inputs.seen_part(cfg, run, data)
     kept = replace(kept, images=kept.images[: len(kept) - cfg.data.validation_images])
     return kept, classes_of(cfg, data).valid(seen)
 
@@ -153,7 +196,7 @@ def fit_set(cfg: Config, run: Run, data: HoiDataset) -> HoiDataset:
     The validation images, which the detector never trained on; without any, the first evaluation.fit_images training
     images (the detector's logits look better on those than they are).
     """
-    kept = data.without_hois(inputs.unseen(cfg, run))
+    kept = inputs.seen_part(cfg, run, data)
     count = cfg.data.validation_images
     return replace(kept, images=kept.images[-count:]) if count else kept.subset(cfg.evaluation.fit_images)
 
@@ -191,24 +234,31 @@ def pairs(cfg: Config, run: Run, which: str) -> Artifact:
         settings |= {"validation_images": cfg.data.validation_images, "fit_images": cfg.evaluation.fit_images}
 
     def make(folder: Path) -> dict:
-        data = inputs.dataset(cfg, run, split)
-        data = fit_set(cfg, run, data) if which == "fit" else data
-        model = load_ezhoi(cfg, run)
-        samples = HoiSamples(
-            data,
-            inputs.proposals(cfg, run, data),
-            inputs.feature_store(cfg, run, split),
-            model.size,
-            classes_of(cfg, data),
-        )
-        table = predict_pairs(
-            model, samples, batch_size=32, workers=cfg.ezhoi.workers, device=inputs.device(cfg),
-            bridge=evaluation_bridge(cfg, run),
-        )  # fmt: skip
-        table.save(folder)
-        return {"images": len(data), "pairs": len(table.frame)}
+        return launch(_predict, cfg, run, which, folder, settings=cfg.launch, device=inputs.device(cfg))[0]
 
     return run.artifact(f"pairs/{which}", settings, make, parents)
+
+
+def _predict(cfg: Config, run: Run, which: str, folder: Path) -> dict:
+    """What every process of a launch does of the prediction; the first one writes."""
+    split = "train" if which == "fit" else "test"
+    data = inputs.dataset(cfg, run, split)
+    data = fit_set(cfg, run, data) if which == "fit" else data
+    model = load_ezhoi(cfg, run)
+    samples = HoiSamples(
+        data,
+        inputs.proposals(cfg, run, data),
+        inputs.feature_store(cfg, run, split),
+        model.size,
+        classes_of(cfg, data),
+    )
+    table = predict_pairs(
+        model, samples, batch_size=PAIR_BATCH, workers=cfg.ezhoi.workers, device=inputs.device(cfg),
+        bridge=evaluation_bridge(cfg, run),
+    )  # fmt: skip
+    if is_first():
+        table.save(folder)
+    return {"images": len(data), "pairs": len(table.frame)}
 
 
 BASELINES = {"frozen_clip": clip_on_regions, "clip_crops": clip_on_crops}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,9 +18,10 @@ from torchvision.ops import box_iou
 
 from lib.clip.load import WEIGHTS_FILE, ClipModel, load_clip
 from lib.clip.text import encode_text
-from lib.clip.tokens import encode_image, preprocess
+from lib.clip.tokens import preprocess
 from lib.config import load_config
 from lib.data.captions import read_captions
+from lib.data.dataset import HoiDataset
 from lib.data.descriptions import (
     ClassTexts,
     read_act_descriptors,
@@ -28,22 +31,30 @@ from lib.data.descriptions import (
     template_descriptions,
     template_differences,
 )
-from lib.data.hico_det import HoiDataset, read_hico_det
+from lib.data.formats import read_dataset
 from lib.data.stick_world import render_world
-from lib.data.vcoco import read_vcoco
-from lib.data.zero_shot import split_counts, unseen_hois
-from lib.detection.detr import Detr, load_detr
+from lib.data.zero_shot import filter_training, split_counts, unseen_hois
+from lib.detection.detr import DetectorError, Detr, load_detr
+from lib.detection.json_cache import cache_fingerprint, import_json_cache
+from lib.detection.oracle import oracle_detections
 from lib.detection.proposals import Proposals, propose
 from lib.detection.table import DetectionTable, detect_images
+from lib.engine import tracking
 from lib.engine.checkpoints import seed_everything
+from lib.engine.distributed import device_named, processes
+from lib.engine.launch import launch
 from lib.engine.progress import Progress
 from lib.ezhoi.batches import as_fractions
+from lib.features.clip_features import clip_decode, clip_encoder, clip_manifest, mode_difference
 from lib.features.extract import extract_features
+from lib.features.layout import images_per_shard
+from lib.features.loading import decoding_workers
 from lib.features.store import FeatureStore
 from lib.runs import Artifact, Run, file_sha256
-from lib.settings import Config
+from lib.settings import Config, FeatureSettings
 
 PROJECT = Path(__file__).parents[2]
+ORACLES, JSON = ("oracle", "oracle_jittered"), "json:"  # values of detector.source beside a folder
 
 
 def open_run(config: str, run: str, overrides: Sequence[str] = (), recompute: Sequence[str] = ()) -> tuple[Config, Run]:
@@ -57,13 +68,13 @@ def open_run(config: str, run: str, overrides: Sequence[str] = (), recompute: Se
     seed_everything(settings.seed)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    tracking.start(settings.tracking, Path(run), asdict(settings))
     return settings, Run(run, settings, recompute)
 
 
 def device(cfg: Config) -> torch.device:
     """The device of `cfg.device`; `auto` is CUDA when there is one."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-    return torch.device(name)
+    return device_named(cfg.device)
 
 
 # ---------------------------------------------------------------- data
@@ -86,29 +97,14 @@ def data_root(cfg: Config, run: Run) -> Path:
 
 def dataset(cfg: Config, run: Run, split: str) -> HoiDataset:
     """All annotated images of `train` or `test`, unfiltered; V-COCO trains on its trainval split."""
-    root, kind = data_root(cfg, run), cfg.data.kind
-    if kind not in _LAYOUTS:
-        raise ValueError(f"data.kind: found {kind!r}, expected one of {', '.join(_LAYOUTS)}")
-    read, annotations, images = _LAYOUTS[kind]
-    names = {"split": "trainval" if (kind, split) == ("vcoco", "train") else split}
-    images = (cfg.data.images or images) if cfg.data.root else "images/{split}2015"
-    annotations = root / annotations.format(**names)
-    written = annotations.stat().st_mtime_ns if annotations.is_file() else 0
-    found = _read_once(read, annotations, root / images.format(**names), split, written)
+    images = cfg.data.images if cfg.data.root else "images/{split}2015"
+    found = read_dataset(data_root(cfg, run), cfg.data.kind, split, images)
     return found.subset(cfg.data.train_limit if split == "train" else cfg.data.test_limit)
 
 
-# reader, annotation file and image folder below data.root
-_LAYOUTS = {
-    "hico": (read_hico_det, "instances_{split}2015.json", "hico_20160224_det/images/{split}2015"),
-    "vcoco": (read_vcoco, "instances_vcoco_{split}.json", "mscoco2014"),
-}
-
-
-@lru_cache(maxsize=4)
-def _read_once(read: Callable, annotations: Path, images: Path, split: str, written: int) -> HoiDataset:
-    """Stages ask for a split many times (once a variant); a file is parsed once until it is written again."""
-    return read(annotations, images, split)
+def data_summary(cfg: Config, run: Run) -> pd.DataFrame:
+    """What was read, a column a split: file, version and conversions, counts of images, rows, pairs and classes."""
+    return pd.DataFrame({split: dataset(cfg, run, split).summary() for split in ("train", "test")})
 
 
 def unseen(cfg: Config, run: Run) -> list[int]:
@@ -116,16 +112,21 @@ def unseen(cfg: Config, run: Run) -> list[int]:
     return unseen_hois(cfg.data.zero_shot, data_root(cfg, run)).tolist()
 
 
+def seen_part(cfg: Config, run: Run, data: HoiDataset) -> HoiDataset:
+    """What the zero-shot setting and its filter leave of a training split."""
+    return filter_training(data, unseen(cfg, run), cfg.data.zero_shot_filter)
+
+
 def zero_shot_counts(cfg: Config, run: Run) -> dict[str, int]:
     """What the zero-shot setting withholds from training and what the test split holds of it (rows, images, classes).
 
     On HICO-DET the counts are checked against the published ones.
     """
-    withheld = unseen(cfg, run)
+    withheld, by = unseen(cfg, run), cfg.data.zero_shot_filter
     return {
         name: count
         for split in ("train", "test")
-        for name, count in split_counts(dataset(cfg, run, split), withheld, cfg.data.zero_shot).items()
+        for name, count in split_counts(dataset(cfg, run, split), withheld, cfg.data.zero_shot, by).items()
     }
 
 
@@ -181,58 +182,127 @@ def _load_once(source: str, where: torch.device, seed: int, written: int) -> Cli
 
 def detector(cfg: Config, run: Run) -> Detr:
     """The DETR of detector.source, or the run's tiny one."""
-    folder = Path(cfg.detector.source) if cfg.detector.source else run.existing("models").path / "detr"
-    return load_detr(folder, device(cfg), resample=cfg.detector.resample)
+    return load_detr(detector_folder(cfg, run), device(cfg), resample=cfg.detector.resample)
+
+
+def detector_folder(cfg: Config, run: Run) -> Path:
+    """Where the weights of the detector are; DetectorError where detector.source names boxes without a network."""
+    source = cfg.detector.source
+    if source in ORACLES or source.startswith(JSON):
+        raise DetectorError(
+            "detector.source", source, "the folder of a DETR: there are no boxes to look up here",
+            "set detector.source to a folder, or leave it empty for the tiny DETR",
+        )  # fmt: skip
+    return Path(source) if source else run.existing("models").path / "detr"
 
 
 # ---------------------------------------------------------------- features and detections
 
 
 def features(cfg: Config, run: Run, split: str) -> Artifact:
-    """Projected CLIP patch tokens of every image of a split in the sharded store."""
-    clip, data = clip_model(cfg, run), dataset(cfg, run, split)
-    settings = {"clip": clip.spec.id, "split": split, "shard_size": cfg.features.shard_size, "images": len(data)}
+    """Projected CLIP patch tokens of every image of a split in the sharded store, or the store of features.source.
+
+    A mode other than exact fp32 is compared with it on a few images; the differences are kept with the artefact.
+    """
+    clip, data, chosen = clip_model(cfg, run), dataset(cfg, run, split), cfg.features
+    settings = {"clip": clip.spec.id, "split": split, "shard_size": _shard_size(cfg, clip), "images": len(data)}
+    # what is as published is not told, so that stores from before these settings stay valid
+    usual, told = FeatureSettings(), ("decode", "precision", "dtype", "source")
+    settings |= {name: getattr(chosen, name) for name in told if getattr(chosen, name) != getattr(usual, name)}
 
     def make(folder: Path) -> dict:
-        with Progress(f"CLIP features, {split}", len(data)) as progress:
-            failed = extract_features(
-                lambda images: encode_image(clip, images),
-                [image.path for image in data.images],
-                [image.name for image in data.images],
-                folder,
-                {"clip": clip.spec.id, "split": split, "L": clip.spec.tokens, "D": clip.spec.embed_dim},
-                preprocess=preprocess(clip),
-                batch_size=cfg.clip.batch_size,
-                shard_size=cfg.features.shard_size,
-                workers=cfg.features.workers,
-                strict=cfg.features.strict,
-                progress=lambda done, total: progress.step(done - progress.done),
+        about: dict[str, Any] = {"images": len(data), "tokens": clip.spec.tokens, "dim": clip.spec.embed_dim}
+        if chosen.source:
+            store = FeatureStore.open(
+                Path(chosen.source) / split, {"clip": clip.spec.id, "L": clip.spec.tokens, "D": clip.spec.embed_dim}
             )
-        return {"images": len(data), "failed": len(failed), "tokens": clip.spec.tokens, "dim": clip.spec.embed_dim}
+            store.ids([image.name for image in data.images])  # every one is there
+            about["store"] = str(store.folder.resolve())
+        else:
+            launch(_extract, cfg, run, split, folder, settings=cfg.launch, device=device(cfg))
+            store = FeatureStore.open(folder)
+            if (chosen.decode, chosen.precision) != (usual.decode, usual.precision) and not store.errors:
+                paths = [image.path for image in data.images[:8]]
+                about |= mode_difference(clip, paths, chosen.decode, chosen.precision)
+        return about | {"failed": len(store.errors)}
 
     return run.artifact(f"features/{split}", settings, make, [file_sha256(data.source), clip.spec.weights_sha256])
 
 
+def _extract(cfg: Config, run: Run, split: str, folder: Path) -> None:
+    """This process's part of a split's features."""
+    clip, data, chosen, (rank, world) = clip_model(cfg, run), dataset(cfg, run, split), cfg.features, processes()
+    with Progress(f"CLIP features, {split}", len(data)) as progress:
+        extract_features(
+            clip_encoder(clip, chosen.precision),
+            [image.path for image in data.images],
+            [image.name for image in data.images],
+            folder,
+            clip_manifest(clip, split, chosen.decode, chosen.precision),
+            preprocess=preprocess(clip),
+            decode=clip_decode(clip, chosen.decode),
+            batch_size=cfg.clip.batch_size,
+            shard_size=_shard_size(cfg, clip),
+            rank=rank,
+            world=world,
+            workers=decoding_workers(chosen.workers, clip.device, world),
+            strict=chosen.strict,
+            dtype=chosen.dtype,
+            progress=lambda done, total: progress.step(done - progress.done),
+            log=run.root / "log" / f"features_{split}.jsonl",
+        )
+
+
+def _shard_size(cfg: Config, clip: ClipModel) -> int:
+    return cfg.features.shard_size or images_per_shard(clip.spec.tokens, clip.spec.embed_dim, cfg.features.dtype)
+
+
 def feature_store(cfg: Config, run: Run, split: str) -> FeatureStore:
     """The finished store of a split."""
-    return FeatureStore.open(run.existing(f"features/{split}").path)
+    artifact = run.existing(f"features/{split}")
+    return FeatureStore.open(artifact.info.get("store", artifact.path), preload=cfg.features.preload)
 
 
-def detections(cfg: Config, run: Run, split: str) -> Artifact:
-    """All boxes of the detector for every image of a split, unthresholded."""
-    detr, data = detector(cfg, run), dataset(cfg, run, split)
-    settings = {"detector": detr.describe(), "split": split, "images": len(data)}
+def detections(cfg: Config, run: Run, split: str, source: str | None = None) -> Artifact:
+    """All boxes of a detector for every image of a split, unthresholded.
+
+    source: another one than detector.source, kept beside the run's own as `detections_<source>`, e.g. `oracle`.
+    """
+    kind = "detections" if source is None else f"detections_{source}"
+    source, data, asked = cfg.detector.source if source is None else source, dataset(cfg, run, split), cfg.detector
+    if source in ORACLES:
+        jitter = asked.jitter if source == "oracle_jittered" else 0.0
+        described = {"kind": source, "jitter": jitter, "seed": cfg.seed if jitter else 0}
+
+        def make_table(folder: Path) -> DetectionTable:
+            return oracle_detections(data, folder, jitter, cfg.seed)
+    elif source.startswith(JSON):
+        cache = Path(source.removeprefix(JSON).format(split=split))
+        described = {"kind": "json", "labels": asked.labels, "frame": asked.frame, "content": cache_fingerprint(cache)}
+
+        def make_table(folder: Path) -> DetectionTable:
+            return import_json_cache(cache, data, folder, asked.labels, asked.frame)
+    else:
+        detr = detector(cfg, run)
+        described = detr.describe()
+
+        def make_table(folder: Path) -> DetectionTable:
+            return detect_images(detr, [image.path for image in data.images], folder, asked.batch_size)
+
+    settings = {"detector": described, "split": split, "images": len(data)}
 
     def make(folder: Path) -> dict:
-        table = detect_images(detr, [image.path for image in data.images], folder, cfg.detector.batch_size)
-        return {"images": len(data), "boxes": len(table.rows)}
+        return {"images": len(data), "boxes": len(make_table(folder).rows)}
 
-    return run.artifact(f"detections/{split}", settings, make, [file_sha256(data.source)])
+    return run.artifact(f"{kind}/{split}", settings, make, [file_sha256(data.source)])
 
 
-def proposals(cfg: Config, run: Run, data: HoiDataset) -> list[Proposals]:
-    """Region proposals of every image of a split, boxes as fractions of width and height (spec ez-hoi.md §1.4)."""
-    table = DetectionTable.open(run.existing(f"detections/{data.split}").path)
+def proposals(cfg: Config, run: Run, data: HoiDataset, kind: str = "detections") -> list[Proposals]:
+    """Region proposals of every image of a split, boxes as fractions of width and height (spec ez-hoi.md §1.4).
+
+    kind: whose detections, `detections_oracle` for instance.
+    """
+    table = DetectionTable.open(run.existing(f"{kind}/{data.split}").path)
     table = table.in_label_space(data.vocabulary.objects)
     row = {name: i for i, name in enumerate(image.name for image in dataset(cfg, run, data.split).images)}
     found = []

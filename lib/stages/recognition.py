@@ -14,22 +14,14 @@ from torch import Tensor
 
 from lib.analysis.recognition import by_examples, row_metrics
 from lib.config import ConfigError
-from lib.data.hico_det import HoiDataset
 from lib.data.images import read_image
 from lib.defr.detect import detect_pairs
 from lib.defr.heads import MixingHead, family_of
 from lib.defr.labels import (
-    ABSENT,
-    AMBIGUOUS,
     POSITIVE,
     SPLITS,
-    UNKNOWN,
-    RecognitionLabels,
     few_shot,
-    labels_of_pairs,
     oversampled,
-    read_labels,
-    save_labels,
 )
 from lib.defr.model import DefrClassifier, build_defr
 from lib.defr.pictures import RecognitionImages, evaluation_view, frame_of
@@ -37,13 +29,17 @@ from lib.defr.predict import predict_logits, recognition_scores
 from lib.defr.text import class_sentences, language_rows
 from lib.defr.train import train_defr
 from lib.detection.table import DetectionTable
+from lib.engine.checkpoints import remove_checkpoints
+from lib.engine.distributed import is_first
+from lib.engine.launch import launch
 from lib.evaluation.hico_det import hico_det_ap, summarise
 from lib.evaluation.recognition import read_array, recognition_ap
 from lib.runs import Artifact, Run, atomic_write, file_sha256
 from lib.settings import Config, DefrSettings
 from lib.stages import inputs
+from lib.stages.recognition_labels import stored_labels
 
-LABELS, WEIGHTS, SCORES = "labels.npz", "model.safetensors", "scores.npz"
+WEIGHTS, SCORES = "model.safetensors", "scores.npz"
 UNTRAINED = "untrained"  # the language start as it is, near to zero-shot CLIP (spec defr.md §3.2)
 OWN = "own"
 STARTS, LOSSES = ("language", "random"), ("sign", "bce")
@@ -54,79 +50,7 @@ _NOT_SHAPING = {
 }  # fmt: skip
 
 
-# ---------------------------------------------------------------- labels
-
-
-def labels(cfg: Config, run: Run) -> Artifact:
-    """Image-level labels of both splits: those of defr.labels, or made from the annotated pairs.
-
-    The stick world's get gaps and doubts like those of HICO (`with_gaps`).
-    """
-    source = cfg.defr.labels
-    data = {split: inputs.dataset(cfg, run, split) for split in SPLITS}
-    settings = {"images": cfg.defr.images, "limits": [cfg.data.train_limit, cfg.data.test_limit]}
-    parents = [file_sha256(source) if source and Path(source).is_file() else source]
-    parents += [file_sha256(each.source) for each in data.values()]
-
-    def make(folder: Path) -> dict:
-        found = {split: _labels(cfg, data[split]) for split in SPLITS}
-        save_labels(folder / LABELS, **found)
-        values = {f"{split}_images": len(each.files) for split, each in found.items()}
-        return values | {"few": {name: len(ids) for name, ids in few_shot(found["train"].positive).items()}}
-
-    return run.artifact("recognition_labels", settings, make, parents)
-
-
-def _labels(cfg: Config, data: HoiDataset) -> RecognitionLabels:
-    if cfg.defr.labels:
-        found = read_labels(cfg.defr.labels, data.split)
-        limit = cfg.data.train_limit if data.split == "train" else cfg.data.test_limit
-        found = _first(found, limit)
-    else:
-        found = labels_of_pairs(data)
-        if not cfg.data.root:
-            found = with_gaps(found, data.vocabulary.hoi_object, cfg.data.world.seed, data.split)
-    return _first(found, cfg.defr.images if data.split == "train" else 0)
-
-
-def _first(labels: RecognitionLabels, count: int) -> RecognitionLabels:
-    return RecognitionLabels(labels.files[: count or None], labels.values[: count or None])
-
-
-def with_gaps(
-    labels: RecognitionLabels, hoi_object: np.ndarray, seed: int, split: str, *, unknown=0.05, ambiguous=0.05
-) -> RecognitionLabels:
-    """Complete labels with the gaps of HICO's annotation: a pure function of labels, seed and split (spec defr.md §1).
-
-    unknown: share of the visible objects of training images that nobody verified: all their classes become -2, also the
-    positive ones. Test images are verified for every object they show, so that no right answer counts as a mistake.
-    ambiguous: share of the remaining +1 and -1 that become 0, in both splits. hoi_object: [C] object id of a class.
-    """
-    values = labels.values.copy()
-    rng = np.random.default_rng([seed, SPLITS.index(split)])
-    skipped = rng.random((len(values), int(hoi_object.max()) + 1)) < unknown  # (N, objects)
-    doubtful = rng.random(values.shape) < ambiguous
-    if split == "train":
-        values[skipped[:, hoi_object]] = UNKNOWN
-    values[doubtful & (np.abs(values) == POSITIVE)] = AMBIGUOUS
-    return RecognitionLabels(labels.files, values)
-
-
-def label_counts(run: Run) -> pd.DataFrame:
-    """What the labels hold: a row a split, with images, the share of every label in percent, and the tail."""
-    rows = {}
-    for split in SPLITS:
-        values = stored_labels(run, split).values
-        names = {"present": POSITIVE, "absent": ABSENT, "ambiguous": AMBIGUOUS, "unknown": UNKNOWN}
-        count = (values == POSITIVE).sum(0)
-        rows[split] = {"images": len(values)} | {f"{n} %": 100 * (values == v).mean() for n, v in names.items()}
-        rows[split] |= {"rarest class": int(count.min()), "commonest class": int(count.max())}
-    return pd.DataFrame(rows).T
-
-
-def stored_labels(run: Run, split: str) -> RecognitionLabels:
-    """The run's labels of a split."""
-    return read_labels(run.existing("recognition_labels").path / LABELS, split)
+# ---------------------------------------------------------------- training
 
 
 def images(
@@ -170,23 +94,33 @@ def defr(cfg: Config, run: Run, variant: str) -> Artifact:
     settings = variant_settings(cfg.defr, variant)
     parents = [run.existing("recognition_labels"), *_sources(cfg, run, settings)]
 
+    shaping = _shaping(cfg, settings) | ({"result": cfg.checkpoints.defr} if cfg.checkpoints.defr else {})
+
     def make(folder: Path) -> dict:
-        model = new_model(cfg, run, settings)
-        train, test = images(cfg, run, "train", model, settings), images(cfg, run, "test", model)
-        few = few_shot(train.labels.numpy() == POSITIVE)
+        return launch(_train, cfg, run, variant, folder, settings=cfg.launch, device=inputs.device(cfg))[0]
 
-        def evaluate(model: DefrClassifier) -> dict[str, float]:
-            return recognition_scores(_logits(cfg, model, test), test.labels.numpy(), few)
+    return run.artifact(f"defr/{variant}", shaping, make, parents)
 
-        info = train_defr(
-            model, train, settings, folder, seed=cfg.seed, device=inputs.device(cfg), evaluate=evaluate
-        )  # fmt: skip
+
+def _train(cfg: Config, run: Run, variant: str, folder: Path) -> dict:
+    """What every process of a launch does of the training; the first one writes."""
+    settings = variant_settings(cfg.defr, variant)
+    model = new_model(cfg, run, settings)
+    train, test = images(cfg, run, "train", model, settings), images(cfg, run, "test", model)
+    few = few_shot(train.labels.numpy() == POSITIVE)
+
+    def evaluate(model: DefrClassifier) -> dict[str, float]:
+        return recognition_scores(_logits(cfg, model, test), test.labels.numpy(), few)
+
+    info = train_defr(
+        model, train, settings, folder, seed=cfg.seed, device=inputs.device(cfg), evaluate=evaluate,
+        checkpoints=cfg.checkpoints,
+    )  # fmt: skip
+    if is_first():
         blob = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
         atomic_write(folder / WEIGHTS, lambda stream: stream.write(blob))
-        (folder / "checkpoint.pt").unlink(missing_ok=True)  # three times the weights; only a broken run needs it
-        return info | {"images": len(train)}
-
-    return run.artifact(f"defr/{variant}", _shaping(cfg, settings), make, parents)
+        remove_checkpoints(folder)
+    return info | {"images": len(train)}
 
 
 def _shaping(cfg: Config, settings: DefrSettings) -> dict:
@@ -237,13 +171,18 @@ def scores(cfg: Config, run: Run, variant: str) -> Artifact:
     parents = [run.existing("recognition_labels"), *trained, *_sources(cfg, run, settings)]
 
     def make(folder: Path) -> dict:
-        model = load_defr(cfg, run, variant)
-        logits = _logits(cfg, model, images(cfg, run, "test", model))
+        logits = launch(_score, cfg, run, variant, settings=cfg.launch, device=inputs.device(cfg))[0]
         atomic_write(folder / SCORES, lambda stream: np.savez_compressed(stream, scores=logits))
         return {"images": len(logits)}
 
     shape = {name: getattr(settings, name) for name in ("backbone", "head", "image_size", "log_scale", "precision")}
     return run.artifact(f"recognition/{variant}", shape, make, parents)
+
+
+def _score(cfg: Config, run: Run, variant: str) -> np.ndarray:
+    """What every process of a launch does of the scoring: [N, C] logits of all test images."""
+    model = load_defr(cfg, run, variant)
+    return _logits(cfg, model, images(cfg, run, "test", model))
 
 
 def _logits(cfg: Config, model: DefrClassifier, test: RecognitionImages) -> np.ndarray:

@@ -16,8 +16,9 @@ from lib.clip.pretrain import zero_shot
 from lib.data.hico_det import HoiImage, read_hico_det
 from lib.data.images import read_image
 from lib.detection.detr import Detr
-from lib.detection.recall import box_recall, read_coco_boxes
+from lib.detection.recall import box_recall
 from lib.detection.table import detect_images
+from lib.detection.truth import read_coco_boxes
 from lib.ezhoi.frozen_clip import square_crop
 
 

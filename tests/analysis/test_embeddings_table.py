@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.analysis.embeddings import EmbeddingTable, normalised
+from lib.analysis.embeddings import EmbeddingTable, compare, normalised
+from lib.errors import FoundExpected
 
 
 def test_round_trip_keeps_rows_vectors_and_info(make_table, tmp_path):
@@ -14,11 +15,7 @@ def test_round_trip_keeps_rows_vectors_and_info(make_table, tmp_path):
     pd.testing.assert_frame_equal(again.frame, table.frame, check_dtype=False)
     np.testing.assert_array_equal(again.vectors, table.vectors)
     assert again.info == {"note": {"a": 1}}
-    assert {path.name for path in (tmp_path / "embeddings").iterdir()} == {
-        "embeddings.parquet",
-        "vectors.npy",
-        "embeddings.json",
-    }
+    assert [path.name for path in (tmp_path / "embeddings").iterdir()] == ["embeddings.parquet"]
 
 
 def test_select_and_sample_keep_rows_with_their_vectors(make_table):
@@ -73,4 +70,37 @@ def test_a_wrong_table_is_refused(make_table, change, message):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="embeddings.parquet"):
+        EmbeddingTable.load(tmp_path)
+
+
+def test_states_before_the_detector_have_texts_of_their_own(make_table):
+    table = make_table(5, classes=4)
+    frame = table.frame.replace({"state": {"raw": "adapted"}})
+    frozen = table.select(["text", "raw"])
+    own = frozen.frame.replace({"state": {"text": "text_raw"}})
+    both = EmbeddingTable(pd.concat([frame, own]), np.concatenate([table.vectors, 2 + frozen.vectors]))
+    assert both.states == ["raw", "adapted", "centred", "bridged"]
+    assert [both.text_state(state) for state in both.states] == ["text_raw", "text", "text_centred", "text_centred"]
+    np.testing.assert_array_equal(both.texts_for("raw").vectors, 2 + table.select("text").vectors)
+    np.testing.assert_array_equal(both.texts_for("adapted").vectors, table.select("text").vectors)
+
+
+def test_tables_of_several_runs_stand_side_by_side(make_table, tmp_path):
+    tables = {"one": make_table(6, classes=4), "two": make_table(6, classes=4, seed=1)}
+    both = EmbeddingTable.load(compare(tables).save(tmp_path))
+    assert both.sources == ["one", "two"] and len(both) == 2 * (3 * 6 + 2 * 4)
+    for name, table in tables.items():
+        own = both.source(name)
+        np.testing.assert_array_equal(own.select("bridged").vectors, table.select("bridged").vectors)
+        # each run's texts are centred by their own mean
+        np.testing.assert_allclose(own.texts_for("bridged").vectors, table.texts_for("bridged").vectors, atol=1e-6)
+    with pytest.raises(FoundExpected, match="no source 'three'"):
+        both.source("three")
+    with pytest.raises(FoundExpected, match="widths {'one': 48, 'wide': 64}"):
+        compare({"one": tables["one"], "wide": make_table(6, dim=64)})
+
+
+def test_a_table_of_an_older_build_is_told_apart(make_table, tmp_path):
+    make_table(3).frame.to_parquet(tmp_path / "embeddings.parquet")
+    with pytest.raises(FoundExpected, match=r"recompute=\[embeddings\]"):
         EmbeddingTable.load(tmp_path)

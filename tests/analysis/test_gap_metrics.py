@@ -1,7 +1,12 @@
 """Gap metrics against known answers: closed forms on Gaussians, brute force, and hand-computed cases."""
 
+import math
+
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.model_selection import StratifiedKFold
 
 from lib.analysis import gap
 from lib.analysis.embeddings import normalised
@@ -129,14 +134,73 @@ def test_hits_and_hubs():
     assert gap.hubness(even, k=1) == 0 and gap.hubness(one_text, k=1) > 2
 
 
-def test_bootstrap_resamples_whole_groups(rng):
-    values = rng.normal(size=4000) + 1
-    low, high = gap.interval(gap.bootstrap_means(values, np.arange(4000), 500))
-    assert (high - low) == pytest.approx(2 * 1.96 / np.sqrt(4000), rel=0.15) and low < 1 < high
-    # 40 groups of 100 equal rows carry the information of 40 rows
-    grouped = np.repeat(rng.normal(size=40), 100)
-    low, high = gap.interval(gap.bootstrap_means(grouped, np.repeat(np.arange(40), 100), 500))
-    assert (high - low) == pytest.approx(2 * 1.96 * grouped.std() / np.sqrt(40), rel=0.2)
-    assert np.isnan(gap.interval(gap.bootstrap_means(values, np.arange(4000), 0))).all()
-    table = gap.bootstrap_means(np.stack([values, 2 * values], axis=1), np.arange(4000), 20, seed=1)
-    np.testing.assert_allclose(table[:, 1], 2 * table[:, 0])
+def test_angle_of_the_means_by_hand():
+    v, t = np.array([[1.0, 0], [1, 0]]), np.array([[0.0, 1], [0, 0.5]])
+    assert gap.mean_angle(v, t) == pytest.approx(90)
+    assert gap.mean_angle(v, -v) == pytest.approx(180)
+    assert np.isnan(gap.mean_angle(np.array([[1.0, 0], [-1, 0]]), t))
+
+
+def test_sliced_wasserstein_of_shifted_gaussians_matches_the_closed_form(rng):
+    dim, shift = 12, np.zeros(12)
+    shift[3] = 2.5
+    v = rng.normal(size=(3000, dim))
+    factor = math.gamma(dim / 2) / (math.sqrt(math.pi) * math.gamma((dim + 1) / 2))
+    assert gap.sliced_wasserstein(v[:300], v[:300] + shift, slices=10_000) == pytest.approx(2.5 * factor, rel=0.03)
+    assert gap.sliced_wasserstein(v[:1500], v[1500:], slices=50) < 0.06
+    # in one dimension every direction is +-1: the mean shift of the sorted values, also for unequal sizes
+    line = np.array([[0.0], [1.0]])
+    assert gap.sliced_wasserstein(line, np.array([[2.0], [2.0], [4.0], [4.0]])) == pytest.approx(2.5)
+
+
+def test_separability_matches_plain_cross_validation(rng):
+    v, t = normalised(rng.normal(size=(60, 5))), normalised(rng.normal(size=(30, 5)) + [0.8, 0, 0, 0, 0])
+    rows, y = gap.separability_rows(v, t, folds=3, seed=4)
+    x = np.concatenate([v, t])
+    rights, aucs = np.zeros(90), []
+    for train, test in StratifiedKFold(3, shuffle=True, random_state=4).split(x, y):
+        model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(x[train], y[train])
+        rights[test] = model.predict(x[test]) == y[test]
+        aucs.append(roc_auc_score(y[test], model.decision_function(x[test])))
+    np.testing.assert_array_equal(rows[:, 0], rights)
+    accuracy, auc = gap.linear_separability(v, t, folds=3, seed=4)
+    assert accuracy == pytest.approx((rights[:60].mean() + rights[60:].mean()) / 2)
+    assert auc == pytest.approx(np.mean(aucs))
+
+
+def test_neighbours_kept_by_brute_force(rng):
+    x, y = normalised(rng.normal(size=(25, 6))), normalised(rng.normal(size=(25, 6)))
+    turned = np.linalg.qr(rng.normal(size=(6, 6)))[0].astype(np.float32)
+    np.testing.assert_array_equal(gap.neighbour_preservation(x, x @ turned, 4), 1)
+    near = lambda rows, i: set(sorted(set(range(25)) - {i}, key=lambda j: -rows[i] @ rows[j])[:4])  # noqa: E731
+    expected = [len(near(x, i) & near(y, i)) / 4 for i in range(25)]
+    np.testing.assert_allclose(gap.neighbour_preservation(x, y, 4), expected)
+
+
+def test_nearest_is_in_order_and_leaves_the_row_itself_out(rng):
+    x, others = normalised(rng.normal(size=(9, 4))), normalised(rng.normal(size=(5, 4)))
+    np.testing.assert_array_equal(gap.nearest(x, 3, others), np.argsort(-(x @ others.T), axis=1)[:, :3])
+    alone = x @ x.T - 9 * np.eye(9)
+    np.testing.assert_array_equal(gap.nearest(x, 8), np.argsort(-alone, axis=1)[:, :8])
+    assert gap.nearest(x[:1], 3).shape == (1, 0)
+
+
+def test_nearest_in_blocks_is_nearest_at_once(rng, monkeypatch):
+    x = normalised(rng.normal(size=(23, 4)))
+    whole = gap.nearest(x, 5)
+    monkeypatch.setattr(gap, "BLOCK", 23 * 4)
+    np.testing.assert_array_equal(gap.nearest(x, 5), whole)
+
+
+def test_class_ap_matches_scikit_learn(rng):
+    similarity, truth = rng.normal(size=(40, 6)), rng.random((40, 6)) < 0.2
+    truth[:, 5] = False
+    found = gap.class_ap(similarity, truth)
+    expected = [average_precision_score(truth[:, k], similarity[:, k]) for k in range(5)]
+    np.testing.assert_allclose(found[:5], expected)
+    assert np.isnan(found[5])
+
+
+def test_matched_distance_by_hand():
+    expected = [np.sqrt(0.2), (np.sqrt(1.4) + np.sqrt(1.6)) / 2, 1.0]
+    np.testing.assert_allclose(gap.matched_distance(SIMILARITY, TRUTH), expected)

@@ -44,7 +44,7 @@ def test_the_report_holds_results_pictures_settings_and_an_honest_verdict(run):
     assert data and base64.b64decode(data[1]) == (run / "figures/results.png").read_bytes()
     assert "Loss of &lt;b&gt;mAP&lt;/b&gt;" in page and "&lt;tag&gt; &amp; more" in page and "<tag>" not in page
     assert not re.search(r'(src|href)="https?:', page) and "<script" not in page
-    assert (run / "summary.txt").read_text() == text_summary(METRICS)
+    assert (run / "summary_report.txt").read_text() == text_summary(METRICS)
 
 
 def test_missing_parts_are_said_to_be_missing(tmp_path):

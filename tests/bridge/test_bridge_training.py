@@ -57,6 +57,18 @@ def test_resumed_equals_uninterrupted(bank: TextBank, tmp_path: Path, stop_at: i
     assert read_jsonl(tmp_path / "whole" / "loss.jsonl") == read_jsonl(tmp_path / "cut" / "loss.jsonl")
 
 
+def test_two_processes_make_the_steps_of_one(in_ranks, bank: TextBank, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, batch=9, steps=12, validate_every=6)  # shares of 5 and 4 rows
+    one = train_bridge(bank, settings, tmp_path / "one")
+    first, second = in_ranks(2, train_bridge, bank, settings, tmp_path / "two")
+    assert first | {"seconds": 0} == second | {"seconds": 0}
+    assert first["loss_train"] == pytest.approx(one["loss_train"], rel=1e-5)
+    left, right = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=0, atol=1e-5)
+    assert len(read_jsonl(tmp_path / "two" / "loss.jsonl")) == len(read_jsonl(tmp_path / "one" / "loss.jsonl"))
+
+
 def test_seed_changes_the_result_and_not_the_global_stream(bank: TextBank, tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -113,7 +125,7 @@ def test_checkpoint_of_other_texts_or_settings_is_refused(bank: TextBank, tmp_pa
         (bank, replace(SETTINGS, scale=4.0)),
         (replace(bank, vectors=bank.vectors * 2), SETTINGS),
     ):
-        with pytest.raises(ValueError, match=r"checkpoint.pt: found a checkpoint of other texts or settings"):
+        with pytest.raises(ValueError, match=r"checkpoints: found a checkpoint of other texts or settings"):
             train_bridge(other_bank, settings, tmp_path)
 
 

@@ -63,7 +63,7 @@ def test_unseen_rows_go_then_images_left_empty(tmp_path):
         (lambda c: c["annotation"][0]["hoi"].append(1), ["a.jpg", "unequal length"]),
         (lambda c: c["annotation"][0]["verb"].__setitem__(0, 1), ["a.jpg", "row 0", "correspondence"]),
         (lambda c: c["annotation"][2]["hoi"].__setitem__(0, 7), ["c.jpg", "0..1"]),
-        (lambda c: c.pop("size"), ["no key", "size"]),
+        (lambda c: c.pop("verbs"), ["no key", "verbs"]),
     ],
 )
 def test_impossible_annotations_are_named(tmp_path, change, named):

@@ -64,7 +64,7 @@ def test_photographs_in_the_folder_itself_or_below(write, tmp_path):
     path = write()
     above, beside = (read_vcoco(path, tmp_path / folder, "test") for folder in ("images", "images/val2014"))
     assert above[0].path == beside[0].path == tmp_path / "images" / "val2014" / "COCO_val2014_000000000009.jpg"
-    with pytest.raises(FileNotFoundError, match=r"000000000009\.jpg: found no photograph(?s:.*)data\.images"):
+    with pytest.raises(FileNotFoundError, match=r"000000000009\.jpg: found no such file(?s:.*)data\.images"):
         read_vcoco(path, tmp_path, "test")
 
 
@@ -126,7 +126,7 @@ def test_other_files_are_refused(tmp_path):
 def test_a_file_that_is_no_photograph(write, tmp_path):
     path = write()
     (tmp_path / "images" / "val2014" / "COCO_val2014_000000000012.jpg").write_text("<html>")
-    with pytest.raises(ValueError, match=r"000000000012\.jpg: found no picture"):
+    with pytest.raises(ValueError, match=r"000000000012\.jpg: found no known image format"):
         read_vcoco(path, tmp_path / "images", "test")
 
 

@@ -49,12 +49,19 @@ def test_family_a_removes_rows():
     assert names(filter_training(PAIRS, [1])) == [("a", [0, 0]), ("b", [0]), ("c", [2])]
 
 
+def test_the_mask_knows_seen_classes_in_training_and_all_at_test():
+    seen = np.setdiff1d(np.arange(4), [1])
+    train, test = VOCABULARY.valid_verbs(seen), VOCABULARY.valid_verbs()
+    assert (train.sum(), test.sum()) == (3, 4)
+    assert test[1, 2] and not train[1, 2]  # ride bicycle: no logit and no loss in training, competes at test
+
+
 def test_family_b_removes_every_label_of_the_pair():
-    found = filter_training(PAIRS, [1], family="B")
+    found = filter_training(PAIRS, [1], by="pair")
     assert names(found) == [("a", [0]), ("c", [2])]
     assert found[0].boxes_h.tolist() == [[50, 50, 60, 60]]
-    with pytest.raises(ValueError, match="'A'"):
-        filter_training(PAIRS, [1], family="C")
+    with pytest.raises(ValueError, match="found 'C', expected row"):
+        filter_training(PAIRS, [1], by="C")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +84,8 @@ def test_counts_of_a_training_split():
         "hoi_unseen": 1, "hoi_seen": 3, "verbs_unseen": 1, "objects_unseen": 0,
         "train_images_kept": 3, "train_images_dropped": 0, "train_rows_kept": 4, "train_rows_dropped": 2,
     }  # fmt: skip
+    by_pair = split_counts(PAIRS, [1], by="pair")
+    assert [by_pair[f"train_{name}"] for name in ("images_kept", "rows_kept", "rows_dropped")] == [2, 2, 4]
     counts = split_counts(PAIRS, np.array([2, 3]), "unseen_object")  # no HICO-DET: nothing published to hold against
     assert (counts["verbs_unseen"], counts["objects_unseen"]) == (1, 1)
     assert (counts["train_images_kept"], counts["train_images_dropped"]) == (2, 1)
@@ -150,6 +159,6 @@ def test_counts_on_hico_det_are_the_published_ones(shared, tmp_path):
     assert split_counts(data.subset(50), unseen, "unseen_verb")["test_rows_unseen"] > 0  # a part states no total
     assert split_counts(data, unseen[1:], "mine")["hoi_unseen"] == 83
     rare = unseen_hois("rare_first")
-    a, b = (filter_training(data, rare, family) for family in "AB")
+    a, b = (filter_training(data, rare, by) for by in ("row", "pair"))
     assert int(a.hoi_counts.sum()) == 33405 - 836 > int(b.hoi_counts.sum())
     assert not np.isin(np.flatnonzero(b.hoi_counts), rare).any()

@@ -1,10 +1,7 @@
 """Training: schedule, resume, processes, samples, detection, public checkpoints (spec defr.md §6-§11, §17)."""
 
-import os
-import subprocess
-import sys
+import copy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +10,6 @@ import torch
 from PIL import Image
 
 from lib.clip.load import load_clip
-from lib.config import to_yaml
 from lib.data.hico_det import read_hico_det
 from lib.data.stick_world import render_world
 from lib.defr import train as training
@@ -25,11 +21,13 @@ from lib.defr.pictures import Frame, RecognitionImages, evaluation_view, frame_o
 from lib.defr.predict import predict_logits, recognition_scores
 from lib.defr.released import ReleasedError, load_released
 from lib.defr.text import language_rows
-from lib.defr.train import NonFiniteLoss, restart_cosine, step_batches, train_defr
+from lib.defr.train import restart_cosine, train_defr
 from lib.detection.table import Detections, DetectionTable
+from lib.engine.distributed import processes
+from lib.engine.loop import NonFiniteLoss
 from lib.evaluation.hico_det import hico_det_ap
 from lib.runs import read_jsonl
-from lib.settings import Config, DefrSettings, WorldSettings
+from lib.settings import DefrSettings, WorldSettings
 from lib.stages.tiny_models import unpack_clip
 
 FRAME = Frame(64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -137,40 +135,31 @@ def test_a_broken_step_leaves_the_weights(build, images_of, tmp_path):
     with torch.no_grad():
         model.head.logit_scale.fill_(torch.inf)
     before = weights(model)
-    with pytest.raises(NonFiniteLoss, match="weights were not"):
+    with pytest.raises(NonFiniteLoss, match=r"its images: .*png.*weights were not"):
         train_defr(model, images, SETTINGS, tmp_path, seed=1, device="cpu")
     assert torch.equal(weights(model), before)
 
 
-def test_two_processes_make_the_step_of_one(build, images_of, tmp_path):
-    """10 images in batches of 4: the last batch is smaller, and both ways see every image."""
-    images, one, folder = images_of(), build(), tmp_path / "two"
-    result = train_defr(one, images, SETTINGS, tmp_path / "one", seed=1, device="cpu")
-    folder.mkdir()
-    (folder / "settings.yaml").write_text(to_yaml(Config(defr=SETTINGS)))
-    (folder / "paths.txt").write_text("\n".join(map(str, images.paths)))
-    np.save(folder / "labels.npy", images.labels.numpy())
-    command = [sys.executable, str(Path(__file__).with_name("one_of_two.py")), str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    running = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert torch.equal(first["weights"], second["weights"]) and first["result"] == second["result"]
-    assert first["result"] == pytest.approx(result, rel=1e-4)
-    rows = [read_jsonl(place / "history.jsonl") for place in (tmp_path / "one", folder)]
-    assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], rel=1e-4)
-    assert torch.equal(first["logits"], second["logits"]) and first["logits"].shape == (5, 3)
-    alone = predict_logits(one, images_of(augment=None), batch_size=2)
-    assert np.allclose(first["logits"].numpy(), alone[:5], atol=1e-2)
+def _train_and_score(images, clip, folder):
+    model = build_defr(SETTINGS, 3, clip=clip, seed=processes()[0])  # other rows: those of the first process count
+    result = train_defr(model, images(), SETTINGS, folder, seed=1, device="cpu")
+    return weights(model), result, predict_logits(model, images(augment=None), batch_size=3)
 
 
-def test_batches_of_several_processes(images_of):
-    images = images_of(order=np.arange(9))
-    lengths = [len(batch) for batch in step_batches(images, SETTINGS, 0, 0)]
-    assert lengths == [4, 4, 1] and [len(b) for b in step_batches(images, SETTINGS, 0, 0, world=2)] == [4, 4]
-    assert sorted(np.concatenate(step_batches(images, SETTINGS, 0, 1)).tolist()) == [*range(9)]
-    with pytest.raises(ValueError, match="expected one each"):
-        step_batches(images, SETTINGS, 0, 0, world=20)
+def test_two_processes_make_the_step_of_one(clip, images_of, in_ranks, tmp_path):
+    """9 images in batches of 4: nothing is left for the second process in the last step, and all images are seen."""
+
+    def images(augment=SETTINGS):
+        return images_of(augment=augment, order=np.arange(9))
+
+    alone = copy.deepcopy(clip)  # its tower is trained
+    one, result, logits = _train_and_score(images, alone, tmp_path / "one")
+    first, second = in_ranks(2, _train_and_score, images, clip, tmp_path / "two")
+    assert torch.equal(first[0], second[0]) and first[1] == second[1] and np.array_equal(first[2], second[2])
+    assert first[1] == pytest.approx(result, rel=1e-4) and np.allclose(first[2], logits, atol=1e-2)
+    rows = [read_jsonl(tmp_path / name / "history.jsonl") for name in ("one", "two")]
+    for key in ("loss", "positive_share"):
+        assert [row[key] for row in rows[1]] == pytest.approx([row[key] for row in rows[0]], rel=1e-4)
 
 
 def test_samples_depend_on_seed_epoch_and_position_alone(images_of):

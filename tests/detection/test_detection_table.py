@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from transformers import DetrForObjectDetection
 
-from lib.data.hico_det import read_hico_det
 from lib.detection.detr import DetectorError, detect, load_detr, preprocess
-from lib.detection.recall import TrueBoxes, box_recall, read_coco_boxes
-from lib.detection.table import DetectionTable, detect_images, from_ground_truth, write_table
+from lib.detection.recall import box_recall
+from lib.detection.table import DetectionTable, detect_images, write_table
 from lib.detection.train import tiny_config
+from lib.detection.truth import TrueBoxes, read_coco_boxes
 
 
 def rows(*entries):
@@ -86,34 +86,6 @@ def test_detect_images_equals_single_images(detr, tmp_path):
         torch.testing.assert_close(found.boxes, corners, atol=1e-2, rtol=0)
         torch.testing.assert_close(found.scores, scores[0], atol=1e-5, rtol=0)
         assert torch.equal(found.labels, labels[0])
-
-
-def test_ground_truth_boxes_once_a_class(tmp_path):
-    content = {
-        "filenames": ["a.jpg", "b.jpg"],
-        "size": [[100, 80], [100, 80]],
-        "objects": ["person", "dog"],
-        "verbs": ["hold", "pet"],
-        "correspondence": [[0, 1, 0], [1, 1, 1], [2, 0, 0]],
-        "empty": [1],
-        "annotation": [
-            {
-                "boxes_h": [[1, 1, 10, 20], [1, 1, 10, 20], [1, 1, 10, 20]],
-                "boxes_o": [[5, 5, 30, 30], [5, 5, 30, 30], [40, 1, 50, 20]],
-                "hoi": [0, 1, 2],
-                "object": [1, 1, 0],
-                "verb": [0, 1, 0],
-            },
-            {key: [] for key in ("boxes_h", "boxes_o", "hoi", "object", "verb")},
-        ],
-    }
-    (tmp_path / "instances.json").write_text(json.dumps(content))
-    dataset = read_hico_det(tmp_path / "instances.json", tmp_path, "test")
-    table = from_ground_truth(dataset, tmp_path / "table")
-    found = table.of(0)
-    assert found.labels.tolist() == [0, 0, 1] and (found.scores == 1).all()
-    assert found.boxes.tolist() == [[0, 0, 10, 20], [39, 0, 50, 20], [4, 4, 30, 30]]
-    assert len(table.of(1).boxes) == 0 and table.num_images == 2
 
 
 def test_recall_of_hand_made_boxes(table, tmp_path):

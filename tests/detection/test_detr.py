@@ -1,14 +1,17 @@
 """DETR host: post-processing, size rule, loading (spec clip-features-and-detr.md §8-§10, §15.5)."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import DetrForObjectDetection
+from torchvision.ops import box_convert
+from transformers import DetrForObjectDetection, DetrImageProcessorPil
 
 from lib.detection.detr import DetectorError, best_class, detect, load_detr, preprocess, resized_size
+from lib.detection.proposals import propose
 from lib.detection.train import tiny_config
 
 NAMES = ("person", "dog", "kite")
@@ -62,14 +65,44 @@ def test_size_rule(size, expected):
     assert resized_size(*size) == expected
 
 
-def test_size_rule_keeps_the_cap_to_a_few_pixels():
+def exact_size(width, height):
+    """The rule of spec §9 in exact arithmetic."""
+    short, long = min(width, height), max(width, height)
+    side = 800 if Fraction(800 * long, short) <= 1333 else round(Fraction(1333 * short, long))
+    if short == side:
+        return width, height
+    other = side * long // short
+    return (side, other) if width <= height else (other, side)
+
+
+def test_ten_thousand_sizes():
     rng = np.random.default_rng(0)
-    for width, height in rng.integers(50, 2000, (2000, 2)).tolist():
-        new_width, new_height = resized_size(width, height)
-        short, long = sorted((new_width, new_height))
-        assert short <= 800 and long <= 1333 + max(3, long / short)
-        assert (new_width <= new_height) == (width <= height) or width == height
-        assert short == 800 or long >= 1333 - max(3, long / short)
+    sizes = [*rng.integers(20, 3000, (9000, 2)).tolist(), *rng.integers(400, 1000, (1000, 2)).tolist()]
+    assert [resized_size(*size) for size in sizes] == [exact_size(*size) for size in sizes]
+    assert max(max(resized_size(*size)) for size in sizes) > 1333  # the cap may be passed by rounding
+
+
+def test_every_query_is_kept(folder):
+    """transformers' helper keeps scores above a threshold, strictly; ours leaves thresholds to the proposal rule."""
+    path, model = folder
+    detr = load_detr(path)
+    pixels = preprocess(detr, picture())[None]
+    scores, labels, boxes = detect(detr, pixels)
+    with torch.no_grad():
+        output = model(pixels)
+    helper = DetrImageProcessorPil().post_process_object_detection
+    (everything,) = helper(output, threshold=0.0, target_sizes=[(128, 160)])
+    torch.testing.assert_close(everything["scores"], scores[0], atol=1e-6, rtol=0)
+    assert torch.equal(everything["labels"], labels[0])
+    pixels_xyxy = box_convert(boxes[0], "cxcywh", "xyxy") * torch.tensor([160, 128, 160, 128])
+    torch.testing.assert_close(everything["boxes"], pixels_xyxy, atol=1e-3, rtol=0)
+    edge = float(everything["scores"].sort().values[2])
+    (strict,) = helper(output, threshold=edge, target_sizes=[(128, 160)])
+    assert len(strict["scores"]) == 3  # the one at the threshold is gone
+    ours = propose(
+        pixels_xyxy, everything["scores"], everything["labels"], nms_iou=1.1, score_threshold=edge, min_instances=0
+    )
+    assert len(ours.scores) == 4  # and stays in ours
 
 
 def test_folder_gives_the_same_outputs(folder):

@@ -55,7 +55,7 @@ def test_an_unfinished_artefact_is_resumed_with_what_it_left(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         Run(tmp_path).artifact("thing", {"a": 1}, killed)
-    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
     with pytest.raises(RuntimeError, match="partial"):
         Artifact.load(tmp_path / "thing")
     seen = []

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from scipy.io import loadmat
 
+from lib.data.hico_classes import FACTS
 from lib.evaluation.foreign import COCO91, main, read_hoia, read_mat_cache, write_hoia, write_mat_cache
-from lib.evaluation.hico_annotation import FACTS, read_annotation
+from lib.evaluation.hico_annotation import read_annotation
 from lib.evaluation.hico_det import PREDICTION_COLUMNS
 from lib.evaluation.prediction_table import read_predictions
 

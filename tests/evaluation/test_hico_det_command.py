@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.evaluation.hico_annotation import FACTS, read_annotation
+from lib.data.hico_classes import FACTS
+from lib.evaluation.hico_annotation import read_annotation
 from lib.evaluation.hico_det import PROTOCOLS, hico_det_ap, precision_recall
 from lib.evaluation.hico_det_command import main
 from lib.evaluation.prediction_table import LONG_NAMES, read_predictions
@@ -239,9 +240,9 @@ def test_a_data_set_of_ones_own(tiny, capsys):
         (lambda c, t: (c, t.assign(score=np.nan)), "score of row 0 is nan"),
         (lambda c, t: (c, t.drop(columns="o_x1")), r"['x1o'] are missing"),
         (lambda c, t: (json.dumps(c)[:50], t), "broken JSON"),
-        (lambda c, t: ({**c, "annotation": []}, t), "0 `annotation` entries and 1 `filenames`"),
+        (lambda c, t: ({**c, "annotation": []}, t), "lists of unequal length {'annotation': 0, 'filenames': 1}"),
         (lambda c, t: ({k: v for k, v in c.items() if k != "verbs"}, t), "no key ['verbs']"),
-        (lambda c, t: ({**c, "annotation": [c["annotation"][0] | {"hoi": []}]}, t), "1 boxes_h but 0 hoi"),
+        (lambda c, t: ({**c, "annotation": [c["annotation"][0] | {"hoi": []}]}, t), "'hoi': 0"),
         (lambda c, t: ({**c, "annotation": [c["annotation"][0] | {"hoi": [3]}]}, t), "hoi ids 3..3"),
     ],
 )

@@ -15,6 +15,7 @@ from lib.data.descriptions import ClassTexts, Difference
 from lib.data.hico_det import HoiDataset, HoiImage
 from lib.data.vocabulary import Vocabulary
 from lib.detection.proposals import Proposals
+from lib.engine.loop import NonFiniteLoss
 from lib.ezhoi import batches as batching
 from lib.ezhoi import train as training
 from lib.ezhoi.adapters import DecoderLayer
@@ -251,7 +252,7 @@ def test_a_non_finite_loss_names_the_parts_and_leaves_the_weights(tmp_path, clip
     with torch.no_grad():
         broken.logit_scale_HO.fill_(float("nan"))
     before = weights(broken)
-    with pytest.raises(training.NonFiniteLoss, match=r"(?s)'interaction': nan.*inputs .* are finite.*\d\.png"):
+    with pytest.raises(NonFiniteLoss, match=r"(?s)'interaction': nan.*inputs .* are finite.*\d\.png"):
         train(broken, samples(world, clip), SETTINGS, tmp_path)
     after = broken.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name != "logit_scale_HO")
@@ -276,7 +277,7 @@ def test_a_broken_feature_stops_before_the_weights_move(tmp_path, clip, world, p
     given = HoiSamples(data, proposals, Broken(), clip.spec.image_size, CLASSES, augment=settings, seed=7)
     built, seen = model(clip), []
     hook = register_optimizer_step_post_hook(lambda *_: seen.append(weights(built)))
-    with pytest.raises(training.NonFiniteLoss, match=r"not finite: \['4\.png'\].*not touched.*no epoch"):
+    with pytest.raises(NonFiniteLoss, match=r"not finite: \['4\.png'\].*not touched.*no epoch"):
         train(built, given, settings, tmp_path)
     hook.remove()
     last = seen[-1] if seen else weights(model(clip))
@@ -310,7 +311,7 @@ def test_wrong_settings_are_refused(tmp_path, clip, world, options, message):
 
 def test_every_epoch_has_its_own_order(clip, world):
     orders = [
-        torch.cat([batch.index for batch in training._loader(samples(world, clip), SETTINGS, *key)]).tolist()
+        np.concatenate(sum(training._steps(samples(world, clip), SETTINGS, *key), [])).tolist()
         for key in ((3, 0), (3, 0), (3, 1), (4, 0))
     ]
     assert orders[0] == orders[1] and orders[0] != orders[2] and orders[0] != orders[3]

@@ -131,10 +131,10 @@ def test_unreadable_images_are_recorded(photos, tmp_path):
 
 def test_strict_extraction_stops(photos, tmp_path):
     photos[4].write_bytes(photos[4].read_bytes()[:-300])
-    with pytest.raises(ImageError, match=r"(?s)04.jpg\n  found: .*truncated.*\n  expected: .*\n  mend: "):
+    with pytest.raises(ImageError, match=r"(?s)04.jpg: found .*truncated.*, expected .*\n  mend: "):
         extract(photos, tmp_path / "strict", strict=True)
     extract(photos, tmp_path / "lax")
-    with pytest.raises(ImageError, match=r"(?s)04.jpg\n  found: recorded as unreadable.*rm .*patches-00001.npy"):
+    with pytest.raises(ImageError, match=r"(?s)04.jpg: found recorded as unreadable.*rm .*patches-00001.npy"):
         extract(photos, tmp_path / "lax", strict=True)
 
 
@@ -142,8 +142,8 @@ def test_overflow_and_wrong_shapes_are_refused(photos, tmp_path):
     names = [path.name for path in photos]
     cases = {
         "overflow": (lambda x: (encode(x)[0], encode(x)[1] * 1e6), "patches of 00.jpg .* float16"),
-        "wrong L": (lambda x: (encode(x)[0], encode(x)[1][:, :3]), r"expected .*\(3, 4, 3\)"),
-        "no tokens": (lambda x: (encode(x)[0], encode(x)[0]), r"expected \(1, D\) and \(1, L, D\)"),
+        "wrong L": (lambda x: (encode(x)[0], encode(x)[1][:, :3]), r"expected \(2, 3\) and \(2, 4, 3\)"),
+        "no tokens": (lambda x: (encode(x)[0], encode(x)[0]), r"gave cls \(2, 3\) and patches \(2, 3\) for 2 images"),
     }
     for name, (encoder, message) in cases.items():
         with pytest.raises(ValueError, match=message):
@@ -159,7 +159,7 @@ def test_image_error_names_everything_and_travels_between_processes(tmp_path):
         read_image(tmp_path / "absent.jpg")
     copy = pickle.loads(pickle.dumps(caught.value))
     assert str(copy) == str(caught.value)
-    assert copy.path == tmp_path / "absent.jpg" and copy.found == "no such file" and "data.root" in copy.mend
+    assert copy.where == tmp_path / "absent.jpg" and copy.found == "no such file" and "data.root" in copy.mend
 
 
 def test_images_keep_their_own_mode(tmp_path):

@@ -7,12 +7,15 @@ import os
 import pickle
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from lib.features.store import FeatureStore, FeatureStoreError, FeatureWriter, ImageRecord
+from lib.features.layout import FeatureStoreError, images_per_shard
+from lib.features.store import FeatureStore
+from lib.features.writer import FeatureWriter, ImageRecord
 
 NAMES = [f"HICO_test2015_{i:08d}.jpg" for i in range(11)]
 MANIFEST = {"model": "tiny-clip", "weights": "ab12", "normalise": (0.5, 0.5), "split": "test"}
@@ -76,9 +79,39 @@ def read_one(store, i):
 def test_reads_from_other_processes(folder):
     store = FeatureStore.open(folder)
     here = store[7][0]
-    assert pickle.loads(pickle.dumps(store))._maps == {}
+    assert pickle.loads(pickle.dumps(store))._files == {}
     with ProcessPoolExecutor(1) as pool:
         np.testing.assert_array_equal(pool.submit(read_one, store, 7).result(), here)
+
+
+def test_normalised_tokens(folder):
+    store = FeatureStore.open(folder)
+    patches, cls = store.batch([3, 8], normalize=True)
+    plain, plain_cls = store.batch([3, 8])
+    torch.testing.assert_close(patches, plain / plain.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(cls, plain_cls / plain_cls.norm(dim=-1, keepdim=True))
+
+
+def test_preloaded_store_gives_the_same_and_needs_no_file(folder, monkeypatch):
+    plain, ids = FeatureStore.open(folder), [9, 0, 5, 9]
+    wanted = plain.batch(ids)
+    store = FeatureStore.open(folder, preload=True)
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    for found, expected in zip(store.batch(ids), wanted, strict=True):
+        assert torch.equal(found, expected)
+    with ProcessPoolExecutor(1) as pool:  # the copy for another process shares the memory
+        np.testing.assert_array_equal(pool.submit(read_one, store, 7).result(), store[7][0])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(FeatureStoreError, match=r"(?s)GB free in .*shm.*features.preload=false"):
+        store.preload()
+
+
+def test_shards_of_about_200_megabytes():
+    assert images_per_shard(14 * 14, 512) == 1024  # ViT-B/16
+    assert images_per_shard(24 * 24, 768) == 256  # ViT-L/14@336px
+    assert images_per_shard(24 * 24, 768, "float32") == 128
+    assert images_per_shard(1, 1) == 1024 and images_per_shard(10**5, 10**4) == 1
 
 
 def test_float32_store_is_exact(tmp_path):
@@ -160,16 +193,16 @@ def test_a_truncated_shard_is_named_and_then_rewritten(folder):
 
 def test_a_missing_shard_and_a_missing_folder_are_named(folder, tmp_path):
     (folder / "cls-00002.npy").unlink()
-    with pytest.raises(FeatureStoreError, match=r"(?s)cls-00002.npy\n  found: no file.*mend: .*01_feature_extraction"):
+    with pytest.raises(FeatureStoreError, match=r"(?s)cls-00002.npy: found no file.*mend: .*01_feature_extraction"):
         FeatureStore.open(folder)[10]
-    with pytest.raises(FeatureStoreError, match=r"(?s)nowhere.*no such folder.*mend: .*01_feature_extraction"):
+    with pytest.raises(FeatureStoreError, match=r"(?s)nowhere.*found no such folder.*mend: .*01_feature_extraction"):
         FeatureStore.open(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("shape", [(4, L + 1, D), (4, L, D - 1), (3, L, D)])
 def test_a_shard_of_wrong_shape_is_named(folder, shape):
     np.save(folder / "patches-00001.npy", np.zeros(shape, np.float16))
-    with pytest.raises(FeatureStoreError, match=r"(?s)patches-00001.*found: shape \(\d, \d, \d\).*\(4, 6, 8\)"):
+    with pytest.raises(FeatureStoreError, match=r"(?s)patches-00001.*found shape \(\d, \d, \d\).*\(4, 6, 8\)"):
         FeatureStore.open(folder)[5]
 
 
@@ -179,12 +212,12 @@ def test_another_manifest_is_refused_with_both_sides(folder):
         ({"L": 196, "D": 8}, "L = 6", "L = 196"),
         ({"resize": "bicubic"}, r"resize = '\(absent\)'", "resize = 'bicubic'"),
     ):
-        with pytest.raises(FeatureStoreError, match=f"(?s)found: {found}\n  expected: {wanted}\n  mend"):
+        with pytest.raises(FeatureStoreError, match=f"(?s)found {found}, expected {wanted}\n  mend"):
             FeatureStore.open(folder, MANIFEST | other)
     before = store_bytes(folder)
     with pytest.raises(FeatureStoreError, match=r"(?s)weights = 'ab12'.*weights = 'cd34'.*mend: .*rm -r"):
         FeatureWriter(folder, MANIFEST | {"weights": "cd34"}, NAMES, shard_size=4)
-    with pytest.raises(FeatureStoreError, match=r"(?s)found: shard_size = 4\n  expected: shard_size = 5"):
+    with pytest.raises(FeatureStoreError, match=r"found shard_size = 4, expected shard_size = 5"):
         FeatureWriter(folder, MANIFEST, NAMES, shard_size=5)
     with pytest.raises(FeatureStoreError, match="names_sha256"):
         FeatureWriter(folder, MANIFEST, NAMES[::-1], shard_size=4)

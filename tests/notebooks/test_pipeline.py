@@ -72,6 +72,8 @@ def test_a_second_run_reuses_everything(run):
     lines = len(read_jsonl(run.root / "log.jsonl"))
     metrics = run.metrics
     assert batch.main(["run", "tests/micro.yaml", "--run", str(run.root)]) == 0
+    assert len(read_jsonl(run.root / "log.jsonl")) == lines  # every notebook was finished
+    assert batch.main(["run", "tests/micro.yaml", "--run", str(run.root), "--again"]) == 0
     assert before == {kind: (run.root / kind / "artifact.json").read_bytes() for kind in ARTIFACTS}
     assert {row["event"] for row in read_jsonl(run.root / "log.jsonl")[lines:]} == {"reused"}
     same = [key for key in metrics if key.startswith(("ezhoi/", "bridge/mAP", "gap/", "defr/"))]

@@ -54,7 +54,8 @@ def run(shared, tmp_path):
     (tmp_path / "detr" / "preprocessor_config.json").write_text(json.dumps({"size": size, "resample": 3}))
     folder = tmp_path / "run"
     overrides = [
-        f"data.root={root}", f"data.images={photos}", "clip.source=random:ViT-B-16-quickgelu", "clip.batch_size=4",
+        f"data.root={root}", f"data.images={photos}", "data.zero_shot=default",
+        "clip.source=random:ViT-B-16-quickgelu", "clip.batch_size=4",
         f"detector.source={tmp_path / 'detr'}", "detector.batch_size=1",
     ]  # fmt: skip
     assert batch.main(["run", "tests/micro.yaml", "--run", str(folder), "--notebooks", "00-01", *overrides]) == 0

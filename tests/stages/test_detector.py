@@ -24,7 +24,8 @@ def root(tmp_path_factory):
 
 def run(root, name, *overrides):
     point = sweep.Point(name, {}, 0, (*LIMITS, *overrides))
-    scores = sweep.run_point("tests/micro.yaml", root, point, torch.get_num_threads())["ezhoi"]
+    plan = sweep.Sweep("tests/micro.yaml", list(LIMITS), "ezhoi", [point])
+    scores = sweep.run_point(plan, root, point, torch.get_num_threads())["ezhoi"]
     assert 0 <= scores["mAP_full"] <= 100
     return root / name
 

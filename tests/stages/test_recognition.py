@@ -9,12 +9,13 @@ import torch
 
 from lib.analysis.attention import class_attention
 from lib.analysis.recognition import by_examples, label_map, row_metrics
+from lib.analysis.seeds import factor_differences
 from lib.config import ConfigError, load_config
 from lib.data.vocabulary import Vocabulary
 from lib.defr.labels import ABSENT, AMBIGUOUS, POSITIVE, UNKNOWN, RecognitionLabels, few_shot, save_labels
 from lib.defr.towers import ClipTower, TimmTower
 from lib.settings import DEFR_VARIANTS, DefrSettings
-from lib.stages import inputs, recognition, recognition_sweep, sweep
+from lib.stages import inputs, recognition, recognition_labels, sweep
 
 LIMITS = ("data.train_limit=40", "data.test_limit=12", "data.world.train_images=170", "defr.images=16")
 
@@ -26,7 +27,7 @@ def opened(tmp_path_factory):
     cfg, run = inputs.open_run("tests/micro.yaml", str(folder), LIMITS)
     inputs.world(cfg, run)
     inputs.models(cfg, run)
-    recognition.labels(cfg, run)
+    recognition_labels.labels(cfg, run)
     recognition.defr(cfg, run, "language_sign")
     for variant in ("language_sign", recognition.UNTRAINED):
         recognition.scores(cfg, run, variant)
@@ -48,7 +49,7 @@ def complete():
 
 def test_gaps_in_training_labels(complete):
     labels, hoi_object = complete
-    found = recognition.with_gaps(labels, hoi_object, 3, "train", unknown=0.2, ambiguous=0.1).values
+    found = recognition_labels.with_gaps(labels, hoi_object, 3, "train", unknown=0.2, ambiguous=0.1).values
     seen = labels.values != UNKNOWN
     assert (found[~seen] == UNKNOWN).all()  # nothing is invented
     skipped = seen & (found == UNKNOWN)
@@ -61,14 +62,14 @@ def test_gaps_in_training_labels(complete):
 
 def test_test_images_are_verified_for_what_they_show(complete):
     labels, hoi_object = complete
-    found = recognition.with_gaps(labels, hoi_object, 3, "test", unknown=0.9, ambiguous=0.1).values
+    found = recognition_labels.with_gaps(labels, hoi_object, 3, "test", unknown=0.9, ambiguous=0.1).values
     assert ((found == UNKNOWN) == (labels.values == UNKNOWN)).all()
     assert (found[labels.values != UNKNOWN] == AMBIGUOUS).mean() == pytest.approx(0.1, abs=0.02)
 
 
 def test_gaps_depend_on_seed_and_split_alone(complete):
     labels, hoi_object = complete
-    first, again, other = (recognition.with_gaps(labels, hoi_object, seed, "train").values for seed in (0, 0, 1))
+    first, again, other = (recognition_labels.with_gaps(labels, hoi_object, seed, "train").values for seed in (0, 0, 1))
     assert (first == again).all() and (first != other).any()
     assert (labels.values != AMBIGUOUS).all()  # the input stays
 
@@ -82,7 +83,7 @@ def test_the_runs_labels_have_all_four_values_and_a_long_tail(opened):
     assert run.existing("recognition_labels").info["few"] == {
         name: len(ids) for name, ids in few_shot(train.positive).items()
     }
-    table = recognition.label_counts(run)
+    table = recognition_labels.label_counts(run)
     assert table.loc["test", [name for name in table if name.endswith("%")]].sum() == pytest.approx(100)
 
 
@@ -99,7 +100,7 @@ def test_labels_from_a_file_may_name_images_without_a_pair(opened, tmp_path):
     other = type(run)(tmp_path / "run")
     (tmp_path / "run" / "world").symlink_to(run.root / "world")
     (tmp_path / "run" / "models").symlink_to(run.root / "models")
-    recognition.labels(cfg, other)
+    recognition_labels.labels(cfg, other)
     model = recognition.new_model(cfg, other, cfg.defr)
     assert recognition.images(cfg, other, "train", model).paths == [
         other.root / "world" / "images" / "train2015" / extra
@@ -128,7 +129,7 @@ def test_a_trained_variant_differs_from_its_start_and_is_what_was_scored(opened)
     with torch.inference_mode():
         single = trained(data[3][1][None])[0].numpy()
     np.testing.assert_allclose(recognition.stored_scores(run, "language_sign")[3], single, atol=1e-4)
-    assert not (run.root / "defr" / "language_sign" / "checkpoint.pt").exists()
+    assert not (run.root / "defr" / "language_sign" / "checkpoints").exists()
     assert recognition.history(run, "language_sign").notna().all(axis=None)
 
 
@@ -235,9 +236,10 @@ def test_table_over_seeds(tmp_path, opened):
     path = tmp_path / "defr.yaml"
     limits = ", ".join(LIMITS)
     path.write_text(
-        f'config: tests/micro.yaml\noverrides: [{limits}, "defr.variants=[language_sign,random_sign]"]\nseeds: [0, 1]\n'
+        f'config: tests/micro.yaml\noverrides: [{limits}, "defr.variants=[language_sign,random_sign]"]\n'
+        "measure: defr\nseeds: [0, 1]\n"
     )
-    assert recognition_sweep.main([str(path), "--run", str(tmp_path / "run")]) == 0
+    assert sweep.main([str(path), "--run", str(tmp_path / "run")]) == 0
     points = pd.read_csv(tmp_path / "run" / "points.csv")
     assert points[["start", "loss", "seed"]].values.tolist() == [
         [start, "sign", seed] for seed in (0, 1) for start in ("language", "random")
@@ -258,7 +260,8 @@ def test_both_factors_are_paired():
         for (start, loss), score in value.items()
         for seed in range(3)
     ]
-    found = recognition_sweep.factor_differences(pd.DataFrame(rows)).set_index(["factor", "given"])
+    factors = {"start": recognition.STARTS, "loss": recognition.LOSSES}
+    found = factor_differences(pd.DataFrame(rows), factors).set_index(["factor", "given"])
     assert found["difference"].to_dict() == {
         ("language less random", "sign"): 5, ("language less random", "bce"): 3,
         ("sign less bce", "language"): 3, ("sign less bce", "random"): 1,

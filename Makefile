@@ -11,7 +11,7 @@ OUT    ?= compare.html
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab doctor run sweep recognition-sweep compare params runs report lint format clean-notebooks tiny-weights
+.PHONY: help setup demo test lab doctor run sweep compare params runs report bench bench-gpu lint format clean-notebooks tiny-weights
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -28,8 +28,8 @@ demo: setup     ## run the whole pipeline, notebooks 00-06, on the embedded worl
 	$(BIN)/python -m lib.engine.batch run configs/tiny.yaml --run $(RUN) $(SET)
 	$(BIN)/python -m lib.analysis.report $(RUN)
 
-test: setup     ## run the tests
-	$(BIN)/python -m pytest
+test: setup     ## run the tests, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lab: setup      ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
@@ -43,9 +43,6 @@ run: setup      ## run notebooks headlessly: CONFIG=configs/x.yaml RUN=runs/x SE
 sweep: setup    ## many runs, one table, figure and page: SWEEP=configs/sweeps/ezhoi_text.yaml SET="--jobs 2 --on ray"
 	$(BIN)/python -m lib.stages.sweep $(SWEEP) $(SET)
 
-recognition-sweep: setup ## DEFR: language or random start, LSE-Sign or BCE, three seeds, one table
-	$(BIN)/python -m lib.stages.sweep configs/sweeps/defr.yaml --run runs/defr $(SET)
-
 compare: setup  ## one page that compares runs: RUNS="runs/a runs/b" OUT=compare.html
 	$(BIN)/python -m lib.analysis.compare $(RUNS) --out $(OUT)
 
@@ -57,6 +54,12 @@ runs: setup     ## print the table of all runs
 
 report: setup   ## write RUN/report.html and print its results
 	$(BIN)/python -m lib.analysis.report $(RUN)
+
+bench: setup    ## measure against what people run today, on the CPU: under 15 minutes, writes benchmarks/results
+	$(BIN)/python -m benchmarks.run --run $(RUN)
+
+bench-gpu: setup ## the same with CUDA
+	$(BIN)/python -m benchmarks.run --gpu --run $(RUN)
 
 lint: setup     ## check code and notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

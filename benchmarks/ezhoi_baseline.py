@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, roi_align
@@ -41,6 +41,17 @@ class Detected:
     scores: Tensor
     labels: Tensor
     n_human: int
+
+
+def through(block: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    """A block of open_clip on x [N, T, W], its projections as one product each, which the public program's layout gives
+    and which nn.MultiheadAttention, batch first and in training, does not."""
+    attention = block.attn
+    packed = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = packed.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (N, heads, T, W / heads)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    x = x + attention.out_proj(attended.transpose(1, 2).flatten(2))
+    return x + block.mlp(block.ln_2(x))
 
 
 @dataclass
@@ -95,7 +106,7 @@ class PublicProgram:
         for index, block in enumerate(tower.transformer.resblocks):
             if 0 < index < LEVELS:
                 x = torch.cat([x[:, :-PROMPT], prompts[index]], dim=1)
-            x, plain = block(x, attn_mask=tower.attn_mask), block(plain, attn_mask=tower.attn_mask)
+            x, plain = through(block, x, tower.attn_mask), through(block, plain, tower.attn_mask)
         end = self.tokens.argmax(dim=1)
         return tower.ln_final(x)[torch.arange(count, device=x.device), end] @ tower.text_projection
 

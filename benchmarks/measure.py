@@ -12,8 +12,8 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,16 @@ from typing import Any
 import torch
 
 from lib.runs import environment, write_json
+
+
+@contextmanager
+def _quick_collection() -> Iterator[None]:
+    """Garbage collection before every run looks at what is new only: of all modules it takes longer than many a run."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class Comparison:
         return asdict(self) | medians | ratios
 
 
+@_quick_collection()
 def compare(
     name: str,
     ours: Callable[[], Any],
@@ -109,6 +120,7 @@ def compare(
     return Comparison(name, **seconds, **memory, numbers=dict(numbers or {}), baseline_share=baseline_share)
 
 
+@_quick_collection()
 def timed(run: Callable[[], Any], repeats: int = 3) -> tuple[float, dict[str, float]]:
     """Median seconds of `repeats` runs after one untimed, and the peaks of memory in MB that this one added."""
     _, peaks = _with_peak_memory(run)

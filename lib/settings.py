@@ -201,6 +201,8 @@ class DefrSettings:
     # model
     backbone: str = "clip"  # clip (the tower of clip.source) | a ViT of timm, vit_base_patch32_224.augreg_in21k
     weights: str = ""  # local weights file of a timm backbone; empty = random
+    other_backbone: str = ""  # backbone of the variants named other_..., for the comparison of two
+    other_weights: str = ""  # its weights file
     image_size: int = 672  # side of the square input, a multiple of the patch size
     head: str = "clip"  # rand | clip | bert | simcse, each also -linear; rand-512, *-shuffle, i-clip, i-bert
     log_scale: float = 4.61  # logarithm of the logit scale; 0 = 1, and features are not normalised
@@ -240,7 +242,7 @@ class DefrSettings:
     lr: float = 1.5e-5  # AdamW (.9, .999), no weight decay
     precision: str = "fp32"  # fp32 (published) | bf16 (autocast in the tower)
     log_every: int = 10  # steps between two lines of the loss history
-    variants: list[str] = field(default_factory=lambda: list(DEFR_VARIANTS))  # trained and compared: start_loss, or own
+    variants: list[str] = field(default_factory=lambda: list(DEFR_VARIANTS))  # compared: [other_]start_loss, or own
 
     # detection without training (§11)
     mask_mode: str = "block"  # block | released (+1 on hidden cells, as the public program) | none

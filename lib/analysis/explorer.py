@@ -110,11 +110,12 @@ class Explorer:
         self.header = w.HTML(f"<style>{cards.CSS}</style>" + cards.header(self.scenes, "large dots", HOW))
         self.legend, self.note, self.summary, self.card = w.HTML(), w.HTML(), w.HTML(), w.HTML()
         self.gallery, self.near = Gallery(), Gallery()
-        self.heat = HeatMap(self._class_clicked)
+        self.heat: HeatMap | None = None  # made when its tab is first opened: plotly's widgets cost seconds to import
+        self.matrix = w.VBox()
         self.plot = w.Box(layout=w.Layout(width="100%"))
         for strip in (self.gallery, self.near):
             strip.observe(lambda change: self._tile_clicked(change["owner"]), names="clicked")
-        self.tabs = w.Tab([w.VBox([self.gallery]), self.heat.widget], titles=["Selected pairs", "Similarity"])
+        self.tabs = w.Tab([w.VBox([self.gallery]), self.matrix], titles=["Selected pairs", "Similarity"])
         self.tabs.observe(lambda _: self._heat(), names="selected_index")
 
     def widget(self) -> w.Widget:
@@ -214,7 +215,13 @@ class Explorer:
         matrix = class_matrix(self.scene, self.state.value, self._rows)
         whose = "the selection" if len(self._rows) else "all pairs"
         finding = f"{own_share(matrix):.0%} of the classes lie nearest to their own sentence"
-        self.heat.show(matrix, f"{STATE_LABEL[self.state.value]}, {whose}: {finding}")
+        title = f"{STATE_LABEL[self.state.value]}, {whose}: {finding}"
+        if self.heat is None:
+            self.matrix.children = [w.HTML("<span class=quiet>drawing …</span>")]
+            self.heat = HeatMap(matrix, title, self._class_clicked)
+            self.matrix.children = [self.heat.widget]
+        else:
+            self.heat.show(matrix, title)
 
     # ---------------------------------------------------------------- selection
 
@@ -264,7 +271,7 @@ class Explorer:
         """Tell the panes; the first hands it on to the linked ones."""
         self._busy = True
         try:
-            self.panes[0].scatter.selection(self._rows)
+            self.panes[0].select(self._rows)
         finally:
             self._busy = False
 

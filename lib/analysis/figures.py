@@ -91,8 +91,9 @@ def _metric_panel(ax: Axes, part: pd.DataFrame, metric: str) -> None:
         va="top",
         fontsize=8,
         color=FAINT,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6},
     )
-    ax.set_xticks(range(len(part)), part.index)
+    ax.set_xticks(range(len(part)), part.index, fontsize=9 if len(part) < 4 else 8)
     ax.axhline(0, color=REST, lw=0.8)
     ax.margins(y=0.24)
     ax.grid(axis="y")

@@ -111,20 +111,6 @@ def _shade(colour: str, turn: int) -> str:
     return to_hex(own + mix[1] * (other - own))
 
 
-COLOUR_BY = ("modality", "verb", "object", "hoi", "split", "correct")
-
-
-def colour_values(frame: pd.DataFrame, colour_by: str) -> pd.Series:
-    """The text column that a colouring shows; `split` is seen / unseen, `correct` is correct / wrong."""
-    if colour_by == "split":
-        return frame["unseen"].map({True: "unseen", False: "seen"})
-    if colour_by == "correct":
-        return frame["correct"].map({True: "correct", False: "wrong"})
-    if colour_by not in COLOUR_BY:
-        raise ValueError(f"colour_by: found {colour_by!r}, expected one of {list(COLOUR_BY)}")
-    return frame[colour_by].astype(str)
-
-
 @contextmanager
 def drawing(size: tuple[float, float], **more) -> Iterator[Figure]:
     """A figure in the house style; it is taken out of pyplot's memory, so a notebook shows it once, as a result."""

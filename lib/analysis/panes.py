@@ -76,6 +76,12 @@ class Pane:
         shaped = [jscatter.Line(list(map(tuple, line.tolist())), line_color=FAINT, line_width=1) for line in lines]
         self.scatter.annotations(shaped or None)
 
+    def select(self, rows: np.ndarray) -> None:
+        """Mark rows as selected; linked panes follow."""
+        # a pane that was opened with a selection takes the next one for its own echo and drops it: say it twice
+        self.scatter.selection(rows[:-1] if len(rows) else [0])
+        self.scatter.selection(rows)
+
     def zoom(self, rows: np.ndarray) -> None:
         """Fly to some rows; to everything with none."""
         self.scatter.zoom(to=rows if len(rows) else None)

@@ -47,7 +47,8 @@ def precision_recall_figure(
         _finish(left, "Mean over classes")
         left.legend(handles[::-1], labels[::-1], loc="upper right", fontsize=8.5, frameon=True, edgecolor=REST)
         for place, hoi in enumerate(chosen):
-            label = f"{spread_labels([names[hoi].replace('_', ' ')], 26)[0]}\nAP {100 * result.ap[hoi]:.1f}, {result.num_gt[hoi]} pairs"
+            (name,) = spread_labels([names[hoi].replace("_", " ")], 26)
+            label = f"{name}\nAP {100 * result.ap[hoi]:.1f}, {result.num_gt[hoi]} pairs"
             right.plot(RECALL, curves[hoi], color=CLASSES[place % len(CLASSES)], lw=1.8, label=label)
         _finish(right, "Single classes" if classes else "From the best class to the worst")
         right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8.5, labelspacing=1.1)

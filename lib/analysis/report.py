@@ -18,6 +18,7 @@ from lib.analysis.advice import advise
 from lib.analysis.embeddings import VISION_STATES
 from lib.analysis.figures import METHOD_LABEL, SPLIT_KEYS, results_from_metrics
 from lib.analysis.gap_report import METRICS
+from lib.analysis.provenance import cost_section, provenance_section
 from lib.analysis.summary import findings, text_summary, verdict
 from lib.runs import write_text
 
@@ -45,6 +46,8 @@ def write_report(run_folder: Path | str) -> Path:
         page.section("Vision and text: what to do next", _advice(metrics)),
         page.section("Figures", _figures(folder / "figures")),
         page.section("Modality gap", _gap(metrics)),
+        page.section("Cost", cost_section(folder)),
+        page.section("Where it comes from", provenance_section(folder)),
         page.section("Settings", _file(folder / "config.yaml")),
         page.section("Environment", _environment(folder / "environment.json")),
         page.section("All metrics", _all_metrics(metrics)),

@@ -126,7 +126,7 @@ def _configuration(settings: LaunchSettings, count: int, address: str | None, fo
         run_id=settings.id if several else uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint=settings.rendezvous if several else "localhost:0",
-        rdzv_configs=_host_of(settings.rendezvous) if several else {},
+        rdzv_configs=_meeting(settings) if several else {},
         max_restarts=settings.max_restarts,
         local_addr=address or "localhost",
         logs_specs=DefaultLogsSpecs(folder, {rank: Std.ALL for rank in range(1, count)}),  # one process speaks
@@ -142,18 +142,18 @@ def _address_towards(rendezvous: str) -> str:
         return probe.getsockname()[0]
 
 
-def _host_of(rendezvous: str) -> dict[str, bool]:
-    """Whether this machine holds the meeting: torch compares names, but the address decides."""
-    host, _, _ = rendezvous.rpartition(":")
-    address = socket.gethostbyname(host)
+def _meeting(settings: LaunchSettings) -> dict[str, int | bool]:
+    """How long to wait for the others, and who holds the meeting: torch compares names, but the address decides."""
+    waiting = {"join_timeout": round(60 * settings.timeout_minutes)}
+    address = socket.gethostbyname(settings.rendezvous.rpartition(":")[0])
     if address.startswith("127."):
-        return {}  # groups of one machine: torch lets the first of them hold it
+        return waiting  # groups of one machine: torch lets the first of them hold it
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:
             probe.bind((address, 0))
         except OSError:
-            return {"is_host": False}
-    return {"is_host": True}
+            return waiting | {"is_host": False}
+    return waiting | {"is_host": True}
 
 
 @contextmanager

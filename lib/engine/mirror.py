@@ -56,7 +56,9 @@ def _follow(shown: dict[str, Progress], state: dict[str, Any]) -> None:
     if progress is None or done < progress.done:  # a new piece of work, or a restart from a checkpoint
         if progress is not None:
             progress.__exit__()
-        progress = shown[title] = Progress(title, state["total"], start=done, curve=state["curve"])
+        progress = shown[title] = Progress(title, state["total"], start=state["start"], curve=state["curve"])
     progress.step(done - progress.done, **state["values"])
     if state["recorded"]:
         progress.record(**state["recorded"])
+    if state["over"]:
+        shown.pop(title).__exit__()

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from jupyter_client import AsyncKernelManager
@@ -61,7 +62,7 @@ def execute(
         stream.write(f"---- {notebook.name}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         output, kernels = _Output(stream, 0.0 if verbose else CONSOLE_SECONDS), []
         try:
-            with _watch(kernels, peak):
+            with _watch(kernels, peak), TemporaryDirectory(prefix="hoi-kernel-") as sockets:
                 papermill.execute_notebook(
                     str(notebook),
                     str(target),
@@ -72,7 +73,7 @@ def execute(
                     log_output=False,
                     stdout_file=output,
                     stderr_file=output,
-                    kernel_manager_class=_manager(stream, kernels),
+                    kernel_manager_class=_manager(stream, kernels, Path(sockets)),
                     extra_arguments=[TRACE_CRASHES],
                 )
         except RuntimeError as error:  # nbclient's own for a dead kernel, jupyter_client's where it died in its start
@@ -128,15 +129,18 @@ def _watch(kernels: list[subprocess.Popen], peak: list[int]) -> Iterator[None]:
         watcher.join()
 
 
-def _manager(log: TextIO, kernels: list[subprocess.Popen]) -> type:
-    """Kernel manager that notes the processes it starts; what they write past Jupyter (crashes) goes to the log."""
+def _manager(log: TextIO, kernels: list[subprocess.Popen], sockets: Path) -> type:
+    """Kernel manager that notes the processes it starts; what they write past Jupyter (crashes) goes to the log.
+
+    sockets: a folder of its own; Jupyter's default puts them where two batches of one project would meet.
+    """
     prepare = _die_with_parent() if sys.platform == "linux" else None
 
     class Manager(AsyncKernelManager):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
             if os.name == "posix":
-                self.transport = "ipc"
+                self.transport, self.ip = "ipc", str(sockets / "kernel")
 
         async def start_kernel(self, **settings: Any) -> None:
             await super().start_kernel(stdout=log, stderr=log, preexec_fn=prepare, **settings)

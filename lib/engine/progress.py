@@ -31,7 +31,8 @@ def interactive() -> bool:
 
 
 def listen(listener: Callable[[dict[str, Any]], None] | None) -> None:
-    """Send progress of this process to `listener` instead of the screen: {title, total, done, values, curve}.
+    """Send progress of this process to `listener` instead of the screen: {title, total, done, start, curve, values,
+    recorded, over}.
 
     None: the screen again. The listener is called every few seconds and with every recorded value.
     """
@@ -67,6 +68,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+        elif _listener is not None:
+            self._tell({}, over=True)
         elif self.done > self._start:
             self._print()
 
@@ -104,9 +107,9 @@ class Progress:
         longer = 1.0 if _listener else (now - self._begun) / 60
         return min(max(LINE_SECONDS, longer), LINE_SECONDS_MOST)
 
-    def _tell(self, recorded: dict[str, Any]) -> None:
-        state = {"title": self.title, "total": self.total, "done": self.done, "curve": self.curve}
-        _listener(state | {"values": self._values, "recorded": recorded})
+    def _tell(self, recorded: dict[str, Any], over: bool = False) -> None:
+        state = {"title": self.title, "total": self.total, "done": self.done, "start": self._start}
+        _listener(state | {"curve": self.curve, "values": self._values, "recorded": recorded, "over": over})
 
     def _line(self) -> str:
         elapsed = time.monotonic() - self._begun

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lib.engine.checkpoints import seed_everything
-from lib.engine.distributed import gathered, processes, sum_gradients, summed, weights_of_first
+from lib.engine.distributed import gathered, is_first, processes, sum_gradients, summed, weights_of_first
 from lib.engine.ema import Ema
 from lib.engine.loop import Loop, epoch_steps, in_steps, own_parts
 from lib.ezhoi.batches import HoiBatch, HoiSamples, collate
@@ -59,8 +59,7 @@ def shares(batches: Sequence[HoiBatch], valid: Tensor, num_hois: int) -> list[Sh
         counts[1:] += torch.bincount(batch.targets.hoi, minlength=num_hois)
     counts = summed(counts)
     positives, hois = counts[0], counts[1:].nonzero().flatten()
-    carried = [hois] + [hois[:0]] * len(batches) if processes()[0] == 0 else [hois[:0]] * len(batches)
-    return [Share(positives, ids) for ids, _ in zip(carried, batches, strict=False)]
+    return [Share(positives, hois if is_first() and number == 0 else hois[:0]) for number in range(len(batches))]
 
 
 def training_loss(

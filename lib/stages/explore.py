@@ -44,7 +44,7 @@ def _open(folder: Path) -> Run:
         raise FoundExpected(
             folder, "no run", f"a run folder such as {', '.join(known) or 'runs/demo'}", f"make run RUN={folder}"
         )
-    return Run(folder.resolve())
+    return Run(folder.absolute())
 
 
 def run_scenes(*runs: Run) -> list[Scene]:
@@ -53,7 +53,7 @@ def run_scenes(*runs: Run) -> list[Scene]:
     ways = [path if (path := folder / "trajectory.parquet").is_file() else None for folder in folders]
     return scenes(
         [EmbeddingTable.load(folder) for folder in folders],
-        [run.root.resolve().name for run in runs],
+        [run.root.name for run in runs],
         trajectories=[way and pd.read_parquet(way) for way in ways],
     )
 

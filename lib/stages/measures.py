@@ -82,7 +82,7 @@ def defr(cfg: Config, run: Run) -> Scores:
 
 
 def _start_and_loss(variant: str) -> dict[str, str]:
-    start, _, loss = variant.partition("_")
+    start, _, loss = variant.rpartition("_")  # the start of other_language_sign is other_language
     return {"start": start, "loss": loss}
 
 

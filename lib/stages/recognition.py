@@ -46,7 +46,8 @@ STARTS, LOSSES = ("language", "random"), ("sign", "bce")
 # settings of the defr section that do not change the trained weights, or reach the fingerprint by other ways
 _NOT_SHAPING = {
     "workers", "log_every", "labels", "images", "variants", "mask_mode", "mask_layers", "prior_power", "rescore",
-    "embeddings", "weights", "sentences",
+    "embeddings", "weights", "sentences", "other_backbone", "other_weights", "teacher", "teacher_temperature",
+    "teacher_quantile", "teacher_top", "teacher_band", "teacher_unions",
 }  # fmt: skip
 
 
@@ -74,7 +75,13 @@ def variant_settings(settings: DefrSettings, variant: str) -> DefrSettings:
     """Settings of a variant: `own`, `untrained`, or start_loss such as `language_sign`; all else stays.
 
     A language start is the head of the settings (CLIP's rows if that one is random), a random start has the same kind.
+    `other_language_sign` and its like stand on defr.other_backbone, so that backbone x start x loss can be compared.
     """
+    if variant.startswith("other_"):
+        if not settings.other_backbone:
+            raise ConfigError(f"defr.variants: found {variant!r} but no defr.other_backbone, expected a ViT of timm")
+        other = replace(settings, backbone=settings.other_backbone, weights=settings.other_weights)
+        return variant_settings(other, variant.removeprefix("other_"))
     family = family_of(settings.head)
     linear = "-linear" if family.kind == "linear" else ""
     language = settings.head if family.rows != "random" else f"clip{linear}"

@@ -80,6 +80,7 @@ def _taught(cfg: Config, run: Run, data: HoiDataset, files: Sequence[str]) -> Re
     else:
         teacher = captioner_teacher(settings.teacher, sentences, inputs.device(cfg))
     by_name = {record.name: index for index, record in enumerate(data.images)}
+    inputs.detections(cfg, run, data.split)
     chosen = replace(data, images=[data.images[by_name[name]] for name in files])
     boxes = [pair_unions(found, settings.teacher_unions) for found in inputs.proposals(cfg, run, chosen)]
     pictures = ((read_image(record.path), unions) for record, unions in zip(chosen.images, boxes, strict=True))

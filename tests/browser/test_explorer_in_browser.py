@@ -23,6 +23,8 @@ import pytest
 from lib.analysis.embeddings import BOXES_H, BOXES_O, EmbeddingTable, normalised
 from lib.analysis.projections import project
 from lib.config import load_config
+from lib.data.formats import read_dataset
+from lib.data.stick_world import render_world
 from lib.runs import Run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,17 +34,15 @@ FLAGS = [
     "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
 ]  # fmt: skip
 PROJECT = Path(__file__).parents[2]
-WAIT = 60_000  # ms; a busy machine is slow, a broken page never comes
+WAIT = 180_000  # ms; a busy machine is slow, a broken page never comes
 
 
 def micro_run(folder: Path, pairs: int = 160) -> Run:
     """A run of a rendered micro world whose embeddings are drawn round their class texts: nothing is trained."""
-    from lib.stages import inputs
-
-    cfg = load_config("tests/micro.yaml", ["data.world.train_images=8", "data.test_limit=120"])
+    cfg = load_config("tests/micro.yaml", ["data.world.train_images=8", "data.world.test_images=80"])
     run = Run(folder, cfg)
-    inputs.world(cfg, run)
-    data, rng = inputs.dataset(cfg, run, "test"), np.random.default_rng(0)
+    world = run.artifact("world", cfg.data.world, lambda path: render_world(path, cfg.data.world))
+    data, rng = read_dataset(world.path, "hico", "test", "images/{split}2015"), np.random.default_rng(0)
     rows = [
         {"image": i, "hoi_id": int(hoi)} | dict(zip([*BOXES_H, *BOXES_O], [*box_h, *box_o], strict=True))
         for i, image in enumerate(data.images)
@@ -106,6 +106,8 @@ def lab(tmp_path_factory):
     places |= {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1"]
     command += [f"--ServerApp.root_dir={folder}", "--IdentityProvider.token=test"]
+    # a test that is killed cannot end its server: it ends by itself then
+    command += ["--ServerApp.shutdown_no_activity_timeout=120", "--MappingKernelManager.cull_idle_timeout=120"]
     with (folder / "lab.log").open("wb") as log:
         server = subprocess.Popen(
             command, env=os.environ | places, cwd=folder, stdout=log, stderr=log, start_new_session=True
@@ -184,6 +186,17 @@ def run_cell(page, number: int) -> str:
     return text
 
 
+def settled(page, canvas, unlike: bytes = b"") -> bytes:
+    """A picture of a canvas that has stopped moving and differs from `unlike`."""
+    shown = b""
+    for _ in range(60):
+        last, shown = shown, canvas.screenshot()
+        if shown == last and shown != unlike:
+            return shown
+        page.wait_for_timeout(500)
+    raise AssertionError("the plot never settled on another picture")
+
+
 def selected(page) -> tuple[int, list[str]]:
     """What the second cell says is selected."""
     count, verbs = re.search(r"SELECTED (\d+) (\[.*\])", run_cell(page, 1)).groups()
@@ -194,19 +207,18 @@ def test_a_person_explores_a_finished_run(page):
     run_cell(page, 0)
     page.wait_for_selector(".hoi-explorer canvas")
     page.wait_for_selector(".hoi-explorer .legend")
-    page.wait_for_timeout(1000)
-    shoot(page, "1_opened")
     assert selected(page) == (0, [])
+    plot = page.locator(".hoi-explorer canvas").first
+    opened = settled(page, plot)
+    shoot(page, "1_opened")
 
     colour = page.locator(".hoi-explorer select").nth(2)
     colour.select_option(label="seen / unseen")
     page.wait_for_function("document.querySelector('.hoi-explorer .legend').innerText.match(/unseen \\d/)")
-    plot = page.locator(".hoi-explorer canvas").first
-    before = plot.screenshot()
+    painted = settled(page, plot, unlike=opened)
     page.locator(".hoi-explorer .noUi-handle").first.press("ArrowLeft")
     page.wait_for_selector(".hoi-explorer b:has-text('vision, centred')")
-    page.wait_for_timeout(1500)
-    assert plot.screenshot() != before  # the points have moved
+    settled(page, plot, unlike=painted)
     shoot(page, "2_centred")
 
     search = page.locator(".hoi-explorer input[type=text]").first
@@ -240,6 +252,6 @@ def test_a_person_explores_a_finished_run(page):
     page.wait_for_selector(".hoi-explorer .js-plotly-plot .heatmaplayer image")
     page.locator(".hoi-explorer select").first.select_option(label="states side by side")
     page.wait_for_function("document.querySelectorAll('.hoi-explorer canvas').length >= 3")
-    page.wait_for_timeout(1500)
+    settled(page, page.locator(".hoi-explorer canvas").last)
     shoot(page, "4_side_by_side")
     assert selected(page)[0] == 1

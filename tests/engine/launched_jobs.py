@@ -54,18 +54,3 @@ def fit_line(folder, lose=0):
     loop = Loop("line", Path(folder), 4, 5, {"model": model, "optimiser": optimiser}, log_every=1)
     info = loop.run(batches, step, lambda epoch: {})
     return rank, restarts, info["loss_last_epoch"], weight.item()
-
-
-def train_bridge(folder):
-    """Training loss of a small bridge."""
-    from lib.bridge.text_bank import TextBank  # takes seconds, which the other jobs spare
-    from lib.bridge.training import train_bridge
-    from lib.clip.text_space import TextSpace
-    from lib.settings import BridgeSettings
-
-    generator = torch.Generator().manual_seed(0)
-    vectors = 1 + torch.randn(60, 16, generator=generator)
-    labels = [f"text {i}" for i in range(60)]
-    bank = TextBank(vectors, labels, TextSpace("clip", "quick_gelu", "bpe", "{}", "none"), "test")
-    settings = BridgeSettings(width=16, depth=1, steps=20, batch=9, log_every=5, validate_every=10, held_out=0.2)
-    return processes()[0], train_bridge(bank, settings, folder)["loss_train"]

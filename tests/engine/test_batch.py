@@ -234,7 +234,7 @@ def test_a_small_file_system_that_fills_up(write_notebook, command, tmp_path):
     assert "room" in done.stderr and '"a/size": 1' in done.stdout and ".tmp" not in done.stdout
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -245,19 +245,32 @@ def wait_for(condition, seconds=20.0):
 def test_an_interrupted_batch_leaves_no_kernel(number, code, write_notebook, command, tmp_path):
     write_notebook("00_a", "import os, time; open(run + '/pid', 'w').write(str(os.getpid()) + ' ')\ntime.sleep(60)")
     run = tmp_path / "run"
-    batch_process = subprocess.Popen(
-        [sys.executable, "-m", "lib.engine.batch", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    wait_for(lambda: (run / "pid").is_file() and (run / "pid").read_text().endswith(" "))
-    kernel = psutil.Process(int((run / "pid").read_text()))
-    assert batch.main(command) == Exit.LOCKED  # a second runner is refused meanwhile
-    assert locks.read(run)["pid"] == batch_process.pid
-    batch_process.send_signal(number)
-    assert batch_process.wait(20) == code
-    assert "the same command resumes" in batch_process.stderr.read()
+    line = [sys.executable, "-m", "lib.engine.batch", *command]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as runner:
+        try:
+            wait_for(lambda: (run / "pid").is_file() and (run / "pid").read_text().endswith(" "))
+            kernel = psutil.Process(int((run / "pid").read_text()))
+            assert batch.main(command) == Exit.LOCKED  # a second runner is refused meanwhile
+            assert locks.read(run)["pid"] == runner.pid
+            runner.send_signal(number)
+            assert runner.wait(60) == code
+            assert "the same command resumes" in runner.stderr.read()
+        finally:
+            runner.kill()
     assert not kernel.is_running()
     assert status(tmp_path)["state"] == "interrupted" and locks.read(run) is None
     assert status(tmp_path)["notebooks"]["00_a"]["state"] == "interrupted"
+
+
+def test_two_batches_at_once_do_not_meet(write_notebook, command, tmp_path):
+    """Two runners of one project, each with a kernel of its own, whose output goes to its own log."""
+    write_notebook("00_a", "import time\nfor i in range(20):\n    print(run, i)\n    time.sleep(0.05)")
+    line = [sys.executable, "-m", "lib.engine.batch", *command]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    runners = [subprocess.Popen([*line, "--run", str(folder)], stdout=subprocess.DEVNULL) for folder in folders]
+    assert [runner.wait() for runner in runners] == [0, 0]
+    for folder in folders:
+        assert (folder / "logs" / "00_a.log").read_text().count(f"{folder} ") == 20
 
 
 def test_status_is_readable_at_any_time(tmp_path):

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
-from safetensors.torch import load_file
 
 from lib.engine.launch import WorkerError, launch, main
 from lib.errors import FoundExpected
@@ -87,8 +85,9 @@ if __name__ == "__main__":
 """
 
 
-def test_interrupt_and_kill_leave_no_orphan(tmp_path):
+def test_interrupt_and_kill_leave_no_orphan(tmp_path, monkeypatch):
     """Ctrl-C to one launcher, SIGKILL to another: the processes of both are gone seconds later."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed launcher leaves its folder of output files
     script = tmp_path / "waiting.py"
     script.write_text(WAITING)
     launchers = []
@@ -156,9 +155,10 @@ if torch.cuda.is_available():
 import launched_jobs as jobs
 from lib.engine.launch import WorkerError, launch, main
 from lib.settings import LaunchSettings
-one = launch(jobs.train_bridge, folder + "/one", settings=LaunchSettings())
-two = launch(jobs.train_bridge, folder + "/two", settings=LaunchSettings(processes=2))
-assert [row[0] for row in two] == [0, 1] and abs(two[0][1] - one[0][1]) < 1e-5, (one, two)
+one = launch(jobs.fit_line, folder + "/one", settings=LaunchSettings())
+two = launch(jobs.fit_line, folder + "/two", settings=LaunchSettings(processes=2))
+assert [row[0] for row in two] == [0, 1] and two[0][2:] == two[1][2:]
+assert torch.allclose(torch.tensor(one[0][2:]), torch.tensor(two[0][2:]), rtol=0, atol=1e-6), (one, two)
 ---
 def inside(): pass
 try:
@@ -173,13 +173,11 @@ def test_from_a_notebook_that_has_used_torch(tmp_path, monkeypatch):
     cells = [f"folder = {str(tmp_path)!r}", *CELLS.split("---\n")]
     book = new_notebook(cells=[new_code_cell(cell) for cell in cells])
     NotebookClient(
-        book, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}
+        book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}
     ).execute()
     text = "".join(output.get("text", "") for cell in book.cells for output in cell.outputs)
     assert "found the function inside of this notebook" in text and "move it into a module" in text
-    left, right = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
-    for name, value in left.items():
-        torch.testing.assert_close(right[name], value, rtol=0, atol=1e-5)
+    assert text.count("line: 20/20") == 2  # of one process, and of the first of two
 
 
 def test_stages_have_names():

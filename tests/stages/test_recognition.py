@@ -119,6 +119,12 @@ def test_variants_change_start_and_loss_alone():
     assert recognition.variant_settings(DefrSettings(head="rand"), "language_bce").head == "clip"
     with pytest.raises(ConfigError, match=r"defr.variants: found 'language_focal', expected some of \['own'"):
         recognition.variant_settings(base, "language_focal")
+    two = replace(base, other_backbone="vit_tiny_patch16_224", other_weights="in21k.safetensors")
+    assert recognition.variant_settings(two, "other_random_bce") == replace(
+        two, head="rand-linear", loss="bce", backbone="vit_tiny_patch16_224", weights="in21k.safetensors"
+    )
+    with pytest.raises(ConfigError, match="found 'other_language_sign' but no defr.other_backbone"):
+        recognition.variant_settings(base, "other_language_sign")
 
 
 def test_a_trained_variant_differs_from_its_start_and_is_what_was_scored(opened):

@@ -7,7 +7,7 @@ directions). Both sides walk the same network from the same features; the baseli
 programs do, and takes one image where ours takes 64.
 
     entry 600           the default: depth 600, `--steps` evaluations of sphere_pc against 600 of the literal loop
-    entry 600, fewer    three quarters as many
+    entry 600, fewer    five sixths as many
     entry 100           the fork's `test` branch: 600 evaluations, 500 of which repeat a timestep; ours a quarter
     stick world         with --run: predictions of the run's detector and matching bridge, checked by their mAP
 
@@ -106,7 +106,7 @@ def walks(
 ) -> list[Comparison]:
     """The three comparisons on features [images * PAIRS, D]; evaluations: of the literal loop."""
     steps, owner = bridge.num_steps, torch.zeros(PAIRS, dtype=torch.long, device=features.device)
-    cases = [(bridge.entry_step, steps), (bridge.entry_step, steps * 3 // 4), (100, steps // 4)]
+    cases = [(bridge.entry_step, steps), (bridge.entry_step, steps * 5 // 6), (100, steps // 4)]
     rows = []
     for entry_step, ours in cases:
         walked, found = bridge.with_sampler(entry_step=entry_step, num_steps=ours), {}
@@ -154,7 +154,7 @@ def world_walk(run_folder: str, repeats: int, images: int = 4) -> Comparison:
     bridge, _ = load_bridge(cfg, run, "adapted", place)
     literal = bridge.with_sampler(solver="reference", num_steps=min(LITERAL, bridge.entry_step))
     features = torch.from_numpy(place.test.features)
-    owner = torch.from_numpy(place.test.frame["image"].to_numpy()).long()
+    owner = torch.tensor(place.test.frame["image"].to_numpy())
     part = int((owner < images).sum())
 
     def map_of(walked: Bridge) -> float:
@@ -169,7 +169,7 @@ def world_walk(run_folder: str, repeats: int, images: int = 4) -> Comparison:
         f"stick world, entry {bridge.entry_step}, {bridge.num_steps} evaluations, {len(features)} pairs",
         lambda: bridge(features),
         lambda: literal_walk(bridge, features[:part], owner[:part], bridge.entry_step, LITERAL),
-        close_to(0.999, found),
+        close_to(0.99, found),
         repeats,
         numbers=found,
         baseline_share=part / len(features),

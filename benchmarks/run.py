@@ -48,7 +48,7 @@ BENCHMARKS = (
     Benchmark("ezhoi_evaluation", "--repeats 1", "--repeats 10 --images 64 --batch-size 64", {"": (8, 20)}),
     Benchmark("bridge", "--repeats 0", "--repeats 5", {"": (100, 500)}),
     Benchmark("bridge_share", "", "--repeats 10 --images 64", {"": (1 / 0.15, 1 / 0.05)}),
-    Benchmark("extraction", "--images 4 --repeats 2", "--images 256 --batch-size 64", {"": (1.3, 15)}),
+    Benchmark("extraction", "", "--images 256 --batch-size 64", {"": (1.3, 15)}),
     Benchmark("feature_store", "--records 2000", None, {"": (2, None)}),
     Benchmark("hico_det_evaluation", "--repeats 1", None, {"": (20, None)}),
     Benchmark("projections", "", None, {"": (3, None)}),

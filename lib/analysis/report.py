@@ -179,9 +179,9 @@ def _plain(value: object) -> str:
 def results_table(metrics: Mapping[str, float]) -> str:
     """The results as plain text: method, Full / Unseen / Seen mAP in percent."""
     frame = results_from_metrics(metrics)
-    lines = [f"{'mAP (%)':34}{'Full':>8}{'Unseen':>8}{'Seen':>8}"]
+    lines = [f"{'mAP (%)':40}{'Full':>8}{'Unseen':>8}{'Seen':>8}"]
     for name, row in frame.iterrows():
-        lines.append(f"{METHOD_LABEL.get(name, name):34}" + "".join(f"{row[split]:8.2f}" for split in SPLIT_KEYS))
+        lines.append(f"{METHOD_LABEL.get(name, name):40}" + "".join(f"{row[split]:8.2f}" for split in SPLIT_KEYS))
     return "\n".join(lines)
 
 

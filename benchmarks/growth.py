@@ -52,8 +52,8 @@ class Growth:
 
     @property
     def memory_exponent(self) -> float:
-        """The same of the peak; nan where a run added less than 1 MB."""
-        if min(self.peak_mb) < 1:
+        """The same of the peak; nan where a run added less than 10 MB, which the allocator decides."""
+        if min(self.peak_mb) < 10:
             return float("nan")
         return float(np.polyfit(np.log(self.sizes), np.log(self.peak_mb), 1)[0])
 
@@ -174,7 +174,7 @@ def show(rows: Sequence[Growth], json_path: Path | None) -> None:
         note = "  grows too fast" if row.steep else "  quadratic by the method" if row.quadratic else ""
         times = f"{row.exponent:6.2f} {row.memory_exponent:7.2f}"
         print(f"{row.name:24} {row.of:20} {counts:22} {seconds:26} {times}{note}")
-    print("\ntime, memory: exponent of the size (1 is linear); memory nan where a run adds less than 1 MB\n")
+    print("\ntime, memory: exponent of the size (1 is linear); memory nan where a run adds less than 10 MB\n")
     if json_path:
         found = [
             asdict(row) | {"exponent": row.exponent, "memory_exponent": row.memory_exponent, "steep": row.steep}

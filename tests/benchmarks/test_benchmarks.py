@@ -68,7 +68,7 @@ def test_growth_fits_an_exponent_to_every_quantity(started):
 
 
 def test_the_exponent_is_the_slope_and_marks_what_grows_too_fast():
-    square = growth.Growth("x", "n", [10, 20, 40], [1.0, 4.0, 16.0], [5.0, 10.0, 20.0])
+    square = growth.Growth("x", "n", [10, 20, 40], [1.0, 4.0, 16.0], [50.0, 100.0, 200.0])
     assert square.exponent == pytest.approx(2) and square.memory_exponent == pytest.approx(1) and square.steep
     assert not growth.Growth("x", "n", [10, 20, 40], [1.0, 4.0, 16.0], [5.0, 5.0, 5.0], quadratic=True).steep
 

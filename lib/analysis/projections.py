@@ -23,6 +23,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import torch
 from sklearn.decomposition import PCA
 
 from lib.analysis.embeddings import TEXT_STATES, EmbeddingTable, normalised
@@ -62,7 +63,7 @@ def project(
     perplexity, neighbours: cut to what the number of points allows; the value used is recorded.
     fit_states: vision states that t-SNE is fitted on, with all texts; the first state where the table has none of them.
     progress: called with a line as each method starts and as t-SNE goes on.
-    The same table, seed and parameters give the same coordinates on one machine.
+    The same table, seed, parameters and number of torch threads give the same coordinates on one machine.
     """
     unknown = set(methods) - set(METHODS)
     if unknown:
@@ -189,13 +190,16 @@ def _pca(x: np.ndarray) -> tuple[np.ndarray, dict]:
 def _tsne(x: np.ndarray, fitted: np.ndarray, seed: int, perplexity: float, say: Say) -> tuple[np.ndarray, dict]:
     from openTSNE import TSNE  # imported late: UMAP and openTSNE cost seconds that metrics alone need not pay
 
+    from lib.analysis.tsne_gradient import SplineGradient
+
     perplexity = float(min(perplexity, (fitted.sum() - 1) / 3))
     model = TSNE(
         perplexity=perplexity,
         initialization="pca",
         neighbors="exact" if fitted.sum() <= 10_000 else "auto",
+        negative_gradient_method=SplineGradient(),
         random_state=seed,
-        n_jobs=1,
+        n_jobs=torch.get_num_threads(),
         callbacks=lambda step, _error, _map: say(f"t-SNE, step {step} of a phase"),
         callbacks_every_iters=100,
     )

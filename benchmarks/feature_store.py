@@ -4,7 +4,8 @@
 
 Records have ViT-B/16's size (196 patch tokens of 512 numbers). The baseline is `pickle.load(open(file, "rb"))` of files
 that hold what the old extraction saved: a float32 view behind the class token. Both sides deliver float32 patch tokens
-of the same images in the same random order. Cold: the page cache of every file is dropped before each run.
+of the same images in the same random order, one image at a time, and ours also in the batches of a training loader,
+whose records the disk is asked for together. Cold: the page cache of every file is dropped before each run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lib.features.legacy import legacy_file
 from lib.features.store import FeatureStore
 from lib.features.writer import FeatureWriter
 
-L, D, SHARD = 196, 512, 1024
+L, D, SHARD, BATCH = 196, 512, 1024, 8
 
 
 def write_both(folder: Path, records: int) -> tuple[Path, Path, list[str]]:
@@ -70,10 +71,11 @@ def main() -> None:
         store_folder, pickles, names = write_both(root, options.records)
         rng = np.random.default_rng(0)
 
-        def reader(ids: np.ndarray) -> tuple[Callable, Callable]:
+        def reader(ids: np.ndarray, batch: int) -> tuple[Callable, Callable]:
             def ours() -> list[float]:
                 store = FeatureStore.open(store_folder)
-                return [checksum(store[i][0]) for i in ids.tolist()]
+                batches = (ids[start : start + batch] for start in range(0, len(ids), batch))
+                return [checksum(patches) for some in batches for patches in store.batch(some)[0]]
 
             def baseline() -> list[float]:
                 sums = []
@@ -93,12 +95,19 @@ def main() -> None:
             "MB a record, pickles": size(pickles) / options.records / 1e6,
             "bytes, store / pickles": size(store_folder) / size(pickles),
         }
-        warm = reader(rng.integers(0, options.records, options.reads))
-        cold = reader(rng.permutation(options.records)[: options.cold_reads])
-        same = np.testing.assert_array_equal
+        warm = rng.integers(0, options.records, options.reads)
+        cold = rng.permutation(options.records)[: options.cold_reads]
         rows = [
-            compare(f"{options.reads:,} random reads, warm", *warm, same, options.repeats, numbers=sizes),
-            compare(f"{options.cold_reads:,} random reads, cold", *cold, same, options.repeats, prepare=forget),
+            compare(
+                f"{len(ids):,} random reads, {heat}, {each}",
+                *reader(ids, batch),
+                np.testing.assert_array_equal,
+                options.repeats,
+                prepare=forget if heat == "cold" else None,
+                numbers=sizes if ids is warm and batch == 1 else None,
+            )
+            for ids, heat in ((warm, "warm"), (cold, "cold"))
+            for batch, each in ((1, "one by one"), (BATCH, f"in batches of {BATCH}"))
         ]
         report("Feature store against one pickle an image", rows, options.json)
 

@@ -120,6 +120,11 @@ class HoiSamples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[HoiSample]:
+        """Items of a batch, as a DataLoader asks for them: the disk reads their features while images are decoded."""
+        self.store.prefetch(self.rows[list(indices)])
+        return [self[index] for index in indices]
+
     def __getitem__(self, index: int) -> HoiSample:
         record, augment = self.dataset[index], self.augment
         proposals = NO_PROPOSALS if self.proposals is None else self.proposals[index]

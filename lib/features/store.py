@@ -30,7 +30,7 @@ class FeatureStore:
     """Random access to a finished store: `store[i]`, `store.batch(ids)`, `store.ids(names)`.
 
     Shard files are opened on first use. A read takes one record from its place (pread), so processes and threads may
-    share a store, and a cold disk is asked for the record alone.
+    share a store, and a cold disk is asked for the records alone; those of a batch, or of `prefetch`, all at once.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], index: pd.DataFrame) -> None:
@@ -144,6 +144,7 @@ class FeatureStore:
             for kind, out in (("patches", patches), ("cls", cls)):
                 out.copy_(self._shared[kind][torch.from_numpy(ids)])
         else:
+            self.prefetch(ids)
             record = torch.empty(L, D, dtype=getattr(torch, self.manifest["dtype"]))
             for place in np.argsort(ids, kind="stable").tolist():
                 k, row = divmod(int(ids[place]), self.manifest["shard_size"])
@@ -151,6 +152,13 @@ class FeatureStore:
                 patches[place].copy_(record)  # torch casts faster than numpy
                 cls[place].copy_(self._class_tokens(k)[row])
         return (F.normalize(patches, dim=-1), F.normalize(cls, dim=-1)) if normalize else (patches, cls)
+
+    def prefetch(self, ids: Sequence[int] | np.ndarray) -> None:
+        """Ask the disk for the patches of `ids` without waiting; a later read finds them in memory or on their way."""
+        if not self._shared:
+            for i in np.asarray(ids).tolist():
+                k, row = divmod(i, self.manifest["shard_size"])
+                self._file("patches", k).prefetch(row)
 
     def _class_tokens(self, k: int) -> Tensor:
         """All class tokens [n, D] of a shard, kept: they are small, and one read of each would cost a disk a seek."""
@@ -209,6 +217,12 @@ class _ShardFile:
         self.stream = self.path.open("rb", buffering=0)
         if hasattr(os, "posix_fadvise"):  # no reading ahead into the neighbours
             os.posix_fadvise(self.stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+
+    def prefetch(self, row: int) -> None:
+        """Ask the system to read a record ahead."""
+        if hasattr(os, "posix_fadvise"):
+            place = self.start + row * self.record_bytes
+            os.posix_fadvise(self.stream.fileno(), place, self.record_bytes, os.POSIX_FADV_WILLNEED)
 
     def read_all(self) -> Tensor:
         """Every record of the shard."""

@@ -264,7 +264,7 @@ def test_a_broken_feature_stops_before_the_weights_move(tmp_path, clip, world, p
     data, proposals, store = world
 
     class Broken:
-        ids = store.ids
+        ids, prefetch = store.ids, store.prefetch
 
         def __getitem__(self, row):
             patches, cls = store[row]

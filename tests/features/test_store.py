@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lib.features.layout import FeatureStoreError, images_per_shard
-from lib.features.store import FeatureStore
+from lib.features.store import FeatureStore, _ShardFile
 from lib.features.writer import FeatureWriter, ImageRecord
 
 NAMES = [f"HICO_test2015_{i:08d}.jpg" for i in range(11)]
@@ -258,3 +258,28 @@ def test_failed_images_are_listed(tmp_path):
     store = FeatureStore.open(tmp_path)
     assert store.errors == writer.failures() == [{"id": 1, "name": NAMES[1], "reason": "torn"}]
     assert store.index["sha1"].tolist() == ["aa", "", "bb"]
+
+
+def test_the_disk_is_asked_for_a_whole_batch_before_the_first_read(folder, monkeypatch):
+    asked = []
+
+    def told(name):
+        own = getattr(_ShardFile, name)
+
+        def run(file, row, *rest):
+            asked.append((name, file.path.name, row))
+            return own(file, row, *rest)
+
+        monkeypatch.setattr(_ShardFile, name, run)
+
+    told("prefetch")
+    told("read")
+    store = FeatureStore.open(folder)
+    patches, _ = store.batch([9, 2, 5])
+    assert asked[:3] == [("prefetch", f"patches-{k:05d}.npy", row) for k, row in ((2, 1), (0, 2), (1, 1))]
+    assert {name for name, *_ in asked[3:]} == {"read"}
+    np.testing.assert_allclose(patches[0], features(9)[0], rtol=2**-11, atol=1e-7)
+    store.preload()
+    asked.clear()
+    store.batch([9, 2, 5])
+    assert not asked  # nothing is left on the disk

@@ -7,6 +7,7 @@ directions). Both sides walk the same network from the same features; the baseli
 programs do, and takes one image where ours takes 64.
 
     entry 600           the default: depth 600, `--steps` evaluations of sphere_pc against 600 of the literal loop
+    entry 600, bf16     the same in bfloat16 (`bridge.walk_precision`)
     entry 600, fewer    five sixths as many
     entry 100           the fork's `test` branch: 600 evaluations, 500 of which repeat a timestep; ours a quarter
     stick world         with --run: predictions of the run's detector and matching bridge, checked by their mAP
@@ -20,6 +21,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -104,15 +106,17 @@ def close_to(least: float, found: dict[str, float]) -> Callable[[Tensor, Tensor]
 def walks(
     bridge: Bridge, features: Tensor, images: int, repeats: int, evaluations: int = LITERAL, least: float = 0.999
 ) -> list[Comparison]:
-    """The three comparisons on features [images * PAIRS, D]; evaluations: of the literal loop."""
+    """The four comparisons on features [images * PAIRS, D]; evaluations: of the literal loop."""
     steps, owner = bridge.num_steps, torch.zeros(PAIRS, dtype=torch.long, device=features.device)
-    cases = [(bridge.entry_step, steps), (bridge.entry_step, steps * 5 // 6), (100, steps // 4)]
+    own = bridge.entry_step
+    cases = [(own, steps, ""), (own, steps, ", bf16"), (own, steps * 5 // 6, ""), (100, steps // 4, "")]
     rows = []
-    for entry_step, ours in cases:
+    for entry_step, ours, note in cases:
         walked, found = bridge.with_sampler(entry_step=entry_step, num_steps=ours), {}
+        walked = replace(walked, precision="bfloat16" if note else "float32")
         rows.append(
             compare(
-                f"entry {entry_step}, {ours} evaluations, {images} images",
+                f"entry {entry_step}, {ours} evaluations{note}, {images} images",
                 lambda walked=walked: walked(features),
                 lambda entry_step=entry_step: literal_walk(bridge, features[:PAIRS], owner, entry_step, evaluations),
                 close_to(least, found),

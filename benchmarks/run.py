@@ -46,7 +46,7 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("ezhoi_training", "--repeats 1", "--repeats 10 --precisions fp32,bf16", {"step": (3, 6)}),
     Benchmark("ezhoi_evaluation", "--repeats 1", "--repeats 10 --images 64 --batch-size 64", {"": (8, 20)}),
-    Benchmark("bridge", "--repeats 0", "--repeats 5", {"": (100, 500)}),
+    Benchmark("bridge", "--repeats 1", "--repeats 5", {"": (100, 500)}),
     Benchmark("bridge_share", "", "--repeats 10 --images 64", {"": (1 / 0.15, 1 / 0.05)}),
     Benchmark("extraction", "", "--images 256 --batch-size 64", {"": (1.3, 15)}),
     Benchmark("feature_store", "--records 2000", None, {"": (2, None)}),

@@ -292,6 +292,7 @@ class BridgeSettings:
     num_steps: int = 12  # S: network evaluations, 1 to entry_step; 6 do for an entry_step of 300 or less
     solver: str = "sphere_pc"  # sphere_pc | sphere_2m | reference | public | dpm_2m | ddim | student (see samplers.py)
     last_step: int = 20  # last timestep that sphere_pc, sphere_2m and dpm_2m evaluate; 5 for 16 evaluations or more
+    walk_precision: str = "float32"  # arithmetic of the network when walked: float32 | bfloat16 (cosine 0.9999 to it)
 
     # use in a detector
     allow_text_space_mismatch: bool = False  # true runs a bridge of another text space on purpose ("wrong order")
@@ -373,6 +374,7 @@ class Config:
     seed: int = 0  # seeds every random stream of every stage
     device: str = "auto"  # auto | cpu | cuda | cuda:1
     threads: int = 0  # CPU threads of torch; 0 = torch's own choice
+    compile: str = ""  # torch.compile: empty (off) | default | reduce-overhead (with CUDA graphs) | max-autotune
     data: DataSettings = field(default_factory=DataSettings)
     clip: ClipSettings = field(default_factory=ClipSettings)
     detector: DetectorSettings = field(default_factory=DetectorSettings)

@@ -10,6 +10,7 @@ both sides and a command that mends it: inside the folder by `Bridge.load`, with
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,12 +39,14 @@ from lib.bridge.self_test import (
 )
 from lib.bridge.text_bank import tensor_sha256
 from lib.clip.text_space import TextSpace
+from lib.engine.compiled import compile_module
 from lib.runs import atomic_write, code_revision, file_sha256, write_json
 from lib.settings import BridgeSettings
 
 SCHEMA = 2
 MAX_TEXT_OFFSET = 0.05  # length of the mean of G(text) around the right mean, less that of a random draw
 MAX_VISION_OFFSET = 0.1  # the same of vision features held out
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,7 @@ class Bridge:
     entry_step, num_steps, solver, last_step: see `samplers.sample`. provenance: corpus, training and
         weights records.
     chunk: rows that go through the network at once. pad_to_bucket: few batch sizes, for a compiled or captured
-        network (`samplers.pad_rows`).
+        network (`samplers.pad_rows`). precision: float32, or bfloat16 (autocast) for the network's matrix products.
     """
 
     denoiser: nn.Module
@@ -71,8 +74,13 @@ class Bridge:
     fixed_outputs: FixedOutputs | None = None
     chunk: int = 4096
     pad_to_bucket: bool = False
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"bridge.walk_precision: found {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
+            )
         check_sampler(self.solver, self.entry_step, self.num_steps, len(self.schedule))
         check_denoiser(self.denoiser, self.solver, self.entry_step)
         self.denoiser.eval().requires_grad_(False)
@@ -81,18 +89,26 @@ class Bridge:
     def dim(self) -> int:
         return self.geometry.dim
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(iter(self.denoiser.state_dict().values())).device
+
     def __call__(self, features: Tensor) -> Tensor:
         """Raw vision features [P, D] -> their bridged unit vectors [P, D] float32, in centred space.
 
-        Takes the pairs of any number of images at once; each row is bridged by itself. Gradients flow to
-        `features` when they ask for them. Raises ValueError on a wrong dimension or on rows that were
+        Takes the pairs of any number of images at once; each row is bridged by itself, on the network's device.
+        Gradients flow to `features` when they ask for them. Raises ValueError on a wrong dimension or on rows that were
         transformed before.
         """
         x = self.geometry.vision(features)  # (P, D)
         settings = {"entry_step": self.entry_step, "num_steps": self.num_steps, "solver": self.solver}
         settings |= {"last_step": self.last_step, "scale": self.geometry.scale, "pad_to_bucket": self.pad_to_bucket}
-        parts = [sample(self.denoiser, part, self.schedule, **settings) for part in x.split(self.chunk)]
-        return normalise(torch.cat(parts))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            parts = [
+                sample(self.denoiser, part.to(self.device), self.schedule, **settings) for part in x.split(self.chunk)
+            ]
+        return normalise(torch.cat(parts)).to(x.device)
 
     def with_vision_mean(self, mean: Tensor) -> Bridge:
         """The same bridge for features with this mean (`modality_mean` of the training split's pair features)."""
@@ -115,8 +131,9 @@ class Bridge:
         """The same bridge centred and walked as a run's settings say; evaluations beyond the depth are left out."""
         steps = settings.num_steps if settings.solver == "public" else min(settings.num_steps, settings.entry_step)
         return self.with_center(settings.center).with_sampler(
-            entry_step=settings.entry_step, num_steps=steps, solver=settings.solver, last_step=settings.last_step
-        )
+            entry_step=settings.entry_step, num_steps=steps, solver=settings.solver, last_step=settings.last_step,
+            precision=settings.walk_precision,
+        )  # fmt: skip
 
     def track_vision_mean(self, features: Tensor, decay: float = 0.99) -> Bridge:
         """The same bridge with its vision mean moved towards a batch of raw pair features [P, D]."""
@@ -126,6 +143,12 @@ class Bridge:
 
     def to(self, device: torch.device | str) -> Bridge:
         return replace(self, denoiser=self.denoiser.to(device), geometry=self.geometry.to(device))
+
+    def walking_on(self, device: torch.device | str, compile_mode: str = "") -> Bridge:
+        """The same bridge for features on the CPU, with a network of its own on a device; `compiled.compile_module`."""
+        network = copy.deepcopy(self.denoiser).to(device)
+        compile_module(network, compile_mode)
+        return replace(self, denoiser=network, pad_to_bucket=bool(compile_mode))
 
     # ------------------------------------------------------------ folder
 

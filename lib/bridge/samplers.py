@@ -313,7 +313,8 @@ def sample(
 
     solver: one of SOLVERS, see the head of this file; `last_step` is where sphere_pc, sphere_2m and dpm_2m end.
     on_step: called after every evaluation with (timestep, state, x0 prediction), see `trajectory`.
-    pad_to_bucket: walk `pad_rows(x)`, for a compiled or captured denoiser; on_step then sees the padded rows.
+    pad_to_bucket: walk `pad_rows(x)`, for a compiled or captured denoiser, whose results are copied, as the next
+        evaluation may write to the same place; on_step then sees the padded rows.
 
     Raises ValueError for counts that do not fit, and for a network that was trained for another kind of solver.
     """
@@ -336,7 +337,14 @@ def sample(
         "ddim": partial(probability_flow, order=1),
         "student": sphere_ddim,  # of a grid of one point: the network at the entering direction
     }[solver]
-    return walk(denoise, pad_rows(x) if pad_to_bucket else x, schedule, grid, scale, on_step)[: len(x)]
+    if not pad_to_bucket:
+        return walk(denoise, x, schedule, grid, scale, on_step)
+
+    def copied(x: Tensor, t: Tensor) -> Tensor:
+        return denoise(x, t).clone()
+
+    copied.variant = variant_of(denoise)
+    return walk(copied, pad_rows(x), schedule, grid, scale, on_step)[: len(x)]
 
 
 def trajectory(denoise: Denoise, x: Tensor, schedule: Schedule, **settings) -> tuple[list[int], Tensor, Tensor]:

@@ -48,6 +48,7 @@ SAMPLER_SETTINGS = (
     "num_steps",
     "solver",
     "last_step",
+    "walk_precision",
     "center",
     "allow_text_space_mismatch",
     "student_pairs",

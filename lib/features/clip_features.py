@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lib.clip.load import ClipLoadError, ClipModel
 from lib.clip.tokens import encode_image, preprocess
 from lib.data.images import read_image_bytes
+from lib.engine.compiled import compile_module
 from lib.features.layout import FeatureStoreError
 from lib.features.loading import DECODE_MODES, Decode, DecodeMode, ExactDecode, FastDecode
 from lib.features.store import FeatureStore
@@ -44,12 +45,12 @@ def clip_decode(clip: ClipModel, mode: DecodeMode = "exact") -> Decode:
     return FastDecode(exact, clip.spec.image_size, cfg["mean"], cfg["std"])
 
 
-def clip_encoder(clip: ClipModel, precision: Precision = "fp32") -> Encoder:
+def clip_encoder(clip: ClipModel, precision: Precision = "fp32", compile_mode: str = "") -> Encoder:
     """images [B, 3, n, n] -> cls [B, D], patches [B, L, D].
 
     fp32: no TF32 anywhere, as `exact` asks (spec §2.2). bf16: matrix products in bf16, about 1 % off.
     On a CPU a batch runs in pieces whose activations stay in the cache; a bf16 piece is one image, because torch's
-    attention copies its weights for every image of a larger one.
+    attention copies its weights for every image of a larger one. compile_mode: see `compiled.compile_module`.
     """
     _one_of("features.precision", precision, PRECISIONS)
     half, spec = precision == "bf16", clip.spec
@@ -57,6 +58,7 @@ def clip_encoder(clip: ClipModel, precision: Precision = "fp32") -> Encoder:
         tower = copy.deepcopy(clip.model.visual)
         convert_weights_to_lp(tower, torch.bfloat16)
         clip = replace(clip, model=nn.ModuleDict({"visual": tower}))
+    compile_module(clip.model.visual, compile_mode)
     hidden_bytes = 4 * 4 * spec.vision_width * (1 + spec.tokens)  # float32, MLP 4 times as wide as the tower
     piece = 1 if half else max(1, int(_CACHED_BYTES / hidden_bytes))
 

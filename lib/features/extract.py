@@ -229,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", default="", help="word for the index: train, test")
     add("--decode", choices=DECODE_MODES, default="exact", help="exact (PIL) | fast (torchvision)")
     add("--precision", choices=PRECISIONS, default="fp32", help="fp32 | bf16 (autocast)")
+    add("--compile", default="", help="torch.compile: default | reduce-overhead (CUDA graphs) | max-autotune")
     add("--dtype", choices=("float16", "float32"), default="float16", help="numbers on disk")
     add("--shard-size", type=int, default=0, help="images a shard; 0 = about 200 MB a shard")
     add("--batch-size", type=int, default=128, help="images a forward")
@@ -250,7 +251,7 @@ def _extract(options: argparse.Namespace, rank: int, world: int) -> str:
     names, spec = [path.name for path in paths], clip.spec
     with Progress(f"CLIP features, rank {rank}", len(paths)) as progress:
         failed = extract_features(
-            clip_encoder(clip, options.precision), paths, names, options.store,
+            clip_encoder(clip, options.precision, options.compile), paths, names, options.store,
             clip_manifest(clip, options.split, options.decode, options.precision),
             preprocess=clip_preprocess(clip), decode=clip_decode(clip, options.decode), batch_size=options.batch_size,
             shard_size=options.shard_size or images_per_shard(spec.tokens, spec.embed_dim, options.dtype),

@@ -195,7 +195,7 @@ def load_bridge(
         allow_mismatch=allow_mismatch or cfg.bridge.allow_text_space_mismatch,
         command=f"make run RUN={run.root} SET='--notebooks 03' (trains bridge/adapted on this detector's own text)",
     )
-    return found, mismatch
+    return found.walking_on(inputs.device(cfg), cfg.compile), mismatch
 
 
 @dataclass

@@ -15,6 +15,7 @@ from lib.bridge.geometry import modality_mean
 from lib.data.descriptions import ClassTexts
 from lib.data.hico_det import HoiDataset
 from lib.engine.checkpoints import remove_checkpoints, seed_everything
+from lib.engine.compiled import compile_module
 from lib.engine.distributed import is_first
 from lib.engine.launch import launch
 from lib.errors import FoundExpected
@@ -149,7 +150,7 @@ def training_bridge(cfg: Config, run: Run, model: EzHoi, data: HoiDataset, image
         samples = HoiSamples(first, inputs.proposals(cfg, run, first), store, model.size, classes_of(cfg, data))
         table = predict_pairs(model, samples, batch_size=PAIR_BATCH, workers=0, device=inputs.device(cfg))
         bridge = bridge.with_vision_mean(modality_mean(torch.from_numpy(table.features)))
-    return bridge
+    return bridge.walking_on(bridge.device, cfg.compile) if cfg.compile else bridge
 
 
 def evaluation_bridge(cfg: Config, run: Run) -> Bridge | None:
@@ -217,6 +218,7 @@ def new_model(
     model = build_ezhoi(clip, data.vocabulary, texts, unseen, cfg.ezhoi, rows)
     if weights:
         load_model_weights(weights, model, clip.spec)
+    compile_module(model.vision, cfg.compile)
     return model
 
 

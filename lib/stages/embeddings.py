@@ -234,9 +234,8 @@ def bridge_path(bridge: Bridge, centred: Tensor) -> tuple[list[int], np.ndarray]
     """Timesteps [S] and unit states [S + 1, n, D] on the way of centred features [n, D]: where they enter, where each
     further evaluation begins, and what comes out."""
     settings = {"entry_step": bridge.entry_step, "num_steps": bridge.num_steps, "solver": bridge.solver}
-    timesteps, states, predictions = trajectory(
-        bridge.denoiser, centred, bridge.schedule, last_step=bridge.last_step, scale=bridge.geometry.scale, **settings
-    )
+    settings |= {"last_step": bridge.last_step, "scale": bridge.geometry.scale}
+    timesteps, states, predictions = trajectory(bridge.denoiser, centred.to(bridge.device), bridge.schedule, **settings)
     return timesteps, normalise(torch.cat([states, predictions[-1:]])).cpu().numpy()
 
 

@@ -234,7 +234,7 @@ def _extract(cfg: Config, run: Run, split: str, folder: Path) -> None:
     clip, data, chosen, (rank, world) = clip_model(cfg, run), dataset(cfg, run, split), cfg.features, processes()
     with Progress(f"CLIP features, {split}", len(data)) as progress:
         extract_features(
-            clip_encoder(clip, chosen.precision),
+            clip_encoder(clip, chosen.precision, cfg.compile),
             [image.path for image in data.images],
             [image.name for image in data.images],
             folder,

@@ -30,6 +30,7 @@ from lib.defr.text import class_sentences, language_rows
 from lib.defr.train import train_defr
 from lib.detection.table import DetectionTable
 from lib.engine.checkpoints import remove_checkpoints
+from lib.engine.compiled import compile_module
 from lib.engine.distributed import is_first
 from lib.engine.launch import launch
 from lib.evaluation.hico_det import hico_det_ap, summarise
@@ -151,7 +152,9 @@ def new_model(cfg: Config, run: Run, settings: DefrSettings) -> DefrClassifier:
     needed = "clip" in (settings.backbone, family_of(settings.head).rows)
     clip = inputs.clip_model(cfg, run) if needed else None
     language = language_rows(settings, vocabulary, clip)
-    return build_defr(settings, vocabulary.num_hois, clip=clip, language=language, seed=cfg.seed)
+    model = build_defr(settings, vocabulary.num_hois, clip=clip, language=language, seed=cfg.seed)
+    compile_module(model.tower, cfg.compile)
+    return model
 
 
 def load_defr(cfg: Config, run: Run, variant: str) -> DefrClassifier:

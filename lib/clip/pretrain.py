@@ -201,6 +201,7 @@ def zero_shot(
     image = torch.cat(
         [F.normalize(encode_image(clip, batch)[0], dim=-1) for batch in images.split(batch_size)]
     )  # (N, D)
+    labels = labels.to(text.device)
     right = labels.gather(1, (image @ text.T).argmax(1, keepdim=True)).squeeze(1).float()  # (N,)
     present = labels.any(0)
     per_class = (labels * right[:, None]).sum(0)[present] / labels.sum(0)[present]

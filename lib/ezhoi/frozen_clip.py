@@ -41,7 +41,7 @@ class PairClassifier:
 
     def __call__(self, features: Tensor, objects: np.ndarray) -> np.ndarray:
         """features [P, D], detected object ids [P] -> log-odds [P, C]; verbs that do not exist get the lowest."""
-        similarity = self.scale * F.normalize(features, dim=-1) @ self.text.T  # (P, H)
+        similarity = self.scale * F.normalize(features.to(self.text), dim=-1) @ self.text.T  # (P, H)
         hois = self.hoi_of[torch.tensor(objects, device=self.text.device)]  # (P, C)
         scores = similarity.gather(1, hois.clamp(min=0)).masked_fill(hois < 0, -torch.inf)
         probability = scores.softmax(dim=1).nan_to_num(0.0).clamp(1e-6, 1 - 1e-6)  # no HOI for this object: zero
@@ -77,7 +77,7 @@ def region_features(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, batc
 def clip_on_regions(clip: ClipModel, data: HoiDataset, pairs: pd.DataFrame, batch_size: int) -> np.ndarray:
     """Log-odds [N, C] of `region_features` against every HOI sentence."""
     classify = PairClassifier(clip, data.vocabulary)
-    features = torch.from_numpy(region_features(clip, data, pairs, batch_size)).to(classify.text.device)
+    features = torch.from_numpy(region_features(clip, data, pairs, batch_size))
     return classify(features, pairs["object"].to_numpy())
 
 

@@ -223,8 +223,9 @@ def new_model(
 
 
 def load_ezhoi(cfg: Config, run: Run) -> EzHoi:
-    """The trained model of the run."""
-    return new_model(cfg, run, inputs.dataset(cfg, run, "train"), run.existing("ezhoi").path).eval()
+    """The trained model of the run, on the run's device, where its CLIP is."""
+    model = new_model(cfg, run, inputs.dataset(cfg, run, "train"), run.existing("ezhoi").path)
+    return model.to(inputs.device(cfg)).eval()
 
 
 def pairs(cfg: Config, run: Run, which: str) -> Artifact:

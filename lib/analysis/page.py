@@ -8,8 +8,12 @@ import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
+
+PREVIEW_WIDTH = 2000  # pixels: the page's column of 66rem on a screen with two pixels to a CSS pixel
+_WEBP_SIDE = 16383  # pixels, the longest that the format knows
 
 
 def page(title: str, *parts: str) -> str:
@@ -69,9 +73,44 @@ def picture(path: Path, caption: str = "", width: int = 0) -> str:
             small, stream = image.resize((width, round(image.height * width / image.width))), io.BytesIO()
             small.save(stream, "PNG", optimize=True)
             data = stream.getvalue()
+    return _figure(data, "png", caption)
+
+
+def preview(path: Path, caption: str = "", page_folder: Path | None = None, width: int = PREVIEW_WIDTH) -> str:
+    """An image file embedded as a WebP of at most `width` pixels, several times smaller than the PNG of a chart.
+
+    It links to the file itself, by a path relative to `page_folder` (where the page will lie), if it lies below that.
+    """
+    link = ""
+    if page_folder is not None and path.absolute().is_relative_to(page_folder.absolute()):
+        link = quote(path.absolute().relative_to(page_folder.absolute()).as_posix())
+    return _figure(_webp(path, width), "webp", caption, link)
+
+
+def _webp(path: Path, width: int) -> bytes:
+    """The smaller of a lossless and a hardly lossy WebP, on white: the first wins for charts, the second for photos."""
+    with Image.open(path) as opened:
+        image = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA")).convert("RGB")
+    scaled = image.width > width or image.height > _WEBP_SIDE
+    image.thumbnail((width, _WEBP_SIDE), Image.Resampling.LANCZOS)
+    ways: list[dict] = [
+        {"quality": 90, "use_sharp_yuv": True}
+    ]  # sharp: thin coloured lines and letters keep their colour
+    if not scaled:  # scaling blurs flat colours: lossless never wins then, and takes longest
+        ways.append({"lossless": True, "quality": 50})
+    found = []
+    for way in ways:
+        stream = io.BytesIO()
+        image.save(stream, "WEBP", method=2, **way)
+        found.append(stream.getvalue())
+    return min(found, key=len)
+
+
+def _figure(data: bytes, kind: str, caption: str, link: str = "") -> str:
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    encoded = base64.b64encode(data).decode()
-    return f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{encoded}">{below}</figure>'
+    image = f'<img alt="{escape(caption)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+    shown = f'<a href="{escape(link)}">{image}</a>' if link else image
+    return f"<figure>{shown}{below}</figure>"
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """`report.html` of a run: one file that opens anywhere, figures embedded, nothing loaded from outside.
 
-Read from the run folder: metrics.json (needed), figures/*.png with an optional caption in a .txt of the same name,
-figures/*.html (linked), config.yaml, environment.json. Written: report.html and summary_report.txt.
+Read from the run folder: metrics.json (needed), figures/*.png with an optional caption in a .txt of the same name
+(embedded as previews that link to the files), figures/*.html (linked), config.yaml, environment.json.
+Written: report.html and summary_report.txt.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 
@@ -44,7 +47,7 @@ def write_report(run_folder: Path | str) -> Path:
         page.section("Results", _results(metrics)),
         page.section("What the numbers say", _findings(metrics)),
         page.section("Vision and text: what to do next", _advice(metrics)),
-        page.section("Figures", _figures(folder / "figures")),
+        page.section("Figures", _figures(folder)),
         page.section("Modality gap", _gap(metrics)),
         page.section("Cost", cost_section(folder)),
         page.section("Where it comes from", provenance_section(folder)),
@@ -103,12 +106,18 @@ def _advice(metrics: Mapping[str, float]) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def _figures(folder: Path) -> str:
-    blocks = []
-    for path in sorted(folder.glob("*.png")):
+def _figures(run_folder: Path) -> str:
+    folder = run_folder / "figures"
+
+    def block(path: Path) -> str:
         text = path.with_suffix(".txt")
         caption = text.read_text().strip() if text.is_file() else path.stem.replace("_", " ")
-        blocks.append(page.picture(path, caption))
+        return page.preview(path, caption, run_folder)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # compressing a picture takes tenths of a second
+        blocks = list(pool.map(block, sorted(folder.glob("*.png"))))
+    if blocks:
+        blocks.insert(0, page.quiet("Pictures link to the files in full size, where figures/ lies beside this page."))
     links = "".join(
         f'<li><a href="figures/{escape(path.name)}">{escape(path.stem.replace("_", " "))}</a> (interactive)</li>'
         for path in sorted(folder.glob("*.html"))

@@ -58,6 +58,7 @@ class Backbone:
 
 
 B32, B16 = "weights/ViT-B-32", "weights/ViT-B-16"
+DETR = "weights/detr-r50-hicodet"
 BACKBONES = {
     "im1k": Backbone("ImageNet ViT-B/32", 1e-4, 20, B32, "vit_base_patch32_224.augreg_in21k_ft_in1k"),
     "im21k": Backbone("ImageNet-21k ViT-B/32", 1e-4, 20, B32, "vit_base_patch32_224.augreg_in21k"),
@@ -130,8 +131,11 @@ def to_yaml(configuration: Configuration) -> str:
     if published is not None:
         few = "" if published.few is None else " / Few@1 {} / Few@5 {} / Few@10 {}".format(*map(_number, published.few))
         expected = f"full {_number(published.full)}{few} mAP on HICO ({published.source})."
+    boxes = "detector" in configuration.settings
     head = [
         f"DEFR, {configuration.title}.",
+        f"  {command(configuration)}",
+        *(["Notebook 06 needs 01's boxes for its detection without training only."] if boxes else []),
         "Hardware: the public program takes 8 V100; here defr.batch_size is that of all processes. Time not measured.",
         f"Needs: {'; '.join(configuration.needs)}.",
         f"Expected: {expected}",
@@ -141,6 +145,13 @@ def to_yaml(configuration: Configuration) -> str:
     for section, values in configuration.settings.items():
         lines += [f"{section}:", *(f"  {key}: {_value(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+def command(configuration: Configuration) -> str:
+    """What runs a settings file on real data: recognition alone, after notebook 01 where 06 looks at boxes as well."""
+    name = configuration.name
+    notebooks = "01,06" if "detector" in configuration.settings else "06"
+    return f'make run CONFIG=configs/defr/{name}.yaml RUN=runs/{name} SET="--notebooks {notebooks}"'
 
 
 def _parts(name: str) -> tuple[str, str, str]:
@@ -155,9 +166,12 @@ def _configuration(name: str, group: str, head: str, loss: str, *, ours: bool = 
     needs = ["HICO-DET's images, instance files and anno.mat below data.root"]
     defr: dict[str, Any] = {"labels": "data/hicodet/anno.mat"}
     settings: dict[str, dict[str, Any]] = {"data": {"root": "data/hicodet"}}
-    if not backbone.timm or head.startswith("clip"):
+    if not backbone.timm or head.startswith(("clip", "rand")):  # a random head is compared with CLIP's rows
         settings["clip"] = {"source": clip_source}
         needs.append(f"CLIP converted to {backbone.clip}")
+    if not backbone.timm:
+        settings["detector"] = {"source": DETR}
+        needs.append(f"DETR converted to {DETR}")
     if backbone.timm:
         weights = f"weights/{backbone.timm}/model.safetensors"
         defr |= {"backbone": backbone.timm, "weights": weights}
@@ -178,6 +192,7 @@ def _configuration(name: str, group: str, head: str, loss: str, *, ours: bool = 
         defr["batch_size"] = backbone.batch_size
     if name.endswith("baseline"):
         defr["min_samples"] = 1
+    defr["variants"] = "[own]"  # the row itself, not the comparison of starts and losses
     note = NOTES.get(name) or NOTES.get(f"{group}_{head}" if ours else group, "")
     title = f"{backbone.title}, {HEADS[head]}, {LOSSES[loss]}"
     return Configuration(name, title, settings | {"defr": defr}, ROWS.get(name), note, tuple(needs), ours)

@@ -13,7 +13,11 @@ from lib.stages.doctor_facts import DETECTOR, DETR_R50_BYTES
 from lib.stages.doctor_models import archive_of, sha256, shipped
 from lib.stages.doctor_report import STOP, Finding
 
-DETECTOR_BOOKS = ("01", "02", "06")
+
+def detector_books(case: Case) -> tuple[str, ...]:
+    """Notebooks that look at boxes: recognition (06) does with CLIP's tower, and where a teacher crops pairs."""
+    settings = case.cfg.defr
+    return ("01", "02", "06") if settings.backbone == "clip" or settings.teacher else ("01", "02")
 
 
 def detector(case: Case) -> Iterator[Finding]:
@@ -22,19 +26,19 @@ def detector(case: Case) -> Iterator[Finding]:
     if source in inputs.ORACLES:
         case.boxes = True
         yield note(name, f"{source}: annotated boxes in place of a detector", expected="a detector",
-                   mend="results are an upper bound: say so beside them", notebooks=DETECTOR_BOOKS)  # fmt: skip
+                   mend="results are an upper bound: say so beside them", notebooks=detector_books(case))  # fmt: skip
         return
     if source.startswith(inputs.JSON):
         yield from _json_boxes(case, source.removeprefix(inputs.JSON))
         return
     if not source and not case.has("models"):
-        yield from shipped(name, case, "detector.source", "weights/detr-r50-hicodet", DETECTOR_BOOKS)
+        yield from shipped(name, case, "detector.source", "weights/detr-r50-hicodet", detector_books(case))
         return
     folder = Path(source)
     try:
         case.detr = inputs.detector(case.cfg, case.run)
     except (OSError, ValueError, RuntimeError) as error:
-        yield _no_detector(folder, error)
+        yield _no_detector(case, folder, error)
         return
     case.boxes = True
     detr, words = case.detr, case.vocabulary
@@ -50,15 +54,15 @@ def detector(case: Case) -> Iterator[Finding]:
             name, STOP,
             f"{len(detr.labels)} classes ({', '.join(detr.labels[:3])}, ...) without {', '.join(unknown[:3])}",
             f"the {len(words.objects)} objects of the annotations by name (80 of COCO, not its 91 ids)",
-            _detector_origin(folder), f"python -m lib.detection.released CHECKPOINT.pth {folder}", DETECTOR_BOOKS,
+            _detector_origin(folder), f"python -m lib.detection.released CHECKPOINT.pth {folder}", detector_books(case),
         )  # fmt: skip
     elif unknown:
         some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         yield note(name, f"{found}; it has no class for {len(unknown)} annotated objects ({some})",
                    expected="a class for every object", mend="their interactions will never be found",
-                   notebooks=DETECTOR_BOOKS)  # fmt: skip
+                   notebooks=detector_books(case))  # fmt: skip
     else:
-        yield passed(name, found, DETECTOR_BOOKS)
+        yield passed(name, found, detector_books(case))
 
 
 def _json_boxes(case: Case, pattern: str) -> Iterator[Finding]:
@@ -72,33 +76,37 @@ def _json_boxes(case: Case, pattern: str) -> Iterator[Finding]:
             lost = f"{len(missing):,} of {len(wanted):,} files are missing ({', '.join(missing[:2])}, ...)"
             yield Finding(name, STOP, f"{folder}: {lost if there else 'no files'}", "one <image name>.json an image",
                           mend="correct detector.source; {split} in it becomes train or test",
-                          notebooks=DETECTOR_BOOKS)  # fmt: skip
+                          notebooks=detector_books(case))  # fmt: skip
         else:
             case.boxes = True
-            yield passed(name, f"{folder}: {len(there):,} files, labels {case.cfg.detector.labels}", DETECTOR_BOOKS)
+            yield passed(
+                name, f"{folder}: {len(there):,} files, labels {case.cfg.detector.labels}", detector_books(case)
+            )
 
 
-def _no_detector(folder: Path, error: Exception) -> Finding:
+def _no_detector(case: Case, folder: Path, error: Exception) -> Finding:
     found, archive = failed("detector", error), archive_of(folder, ".pth", ".pt")
     expected = found.expected or f"a folder with {', '.join(FILES)}"
     origin = _detector_origin(folder)
     if archive is None:
         command = f"python -m lib.detection.released {folder.name}.pth {folder}"
-        return Finding("detector", STOP, found.found, expected, origin, f"download it, then {command}", DETECTOR_BOOKS)
+        return Finding(
+            "detector", STOP, found.found, expected, origin, f"download it, then {command}", detector_books(case)
+        )
     size = archive.stat().st_size
     if size < DETR_R50_BYTES:
         return Finding(
             "detector, checkpoint", STOP, f"{archive}: {size / 1e6:,.0f} MB",
             f"at least {DETR_R50_BYTES / 1e6:,.0f} MB, the weights of a DETR R50", origin,
-            "download it again: it is cut short", DETECTOR_BOOKS,
+            "download it again: it is cut short", detector_books(case),
         )  # fmt: skip
     stated = archive.stem.rpartition("-")[2]  # facebookresearch writes the first digits of the hash into the name
     if stated == "e632da11" and not sha256(archive).startswith(stated):
         return Finding("detector, checkpoint", STOP, f"{archive}: another SHA-256", f"one that begins with {stated}",
-                       origin, "download it again", DETECTOR_BOOKS)  # fmt: skip
+                       origin, "download it again", detector_books(case))  # fmt: skip
     mend = f"python -m lib.detection.released {archive} {folder if folder != archive else folder.with_suffix('')}"
     there = f"{found.found}, but {archive} is there ({size / 1e6:,.0f} MB)"
-    return Finding("detector", STOP, there, expected, "", mend, DETECTOR_BOOKS)
+    return Finding("detector", STOP, there, expected, "", mend, detector_books(case))
 
 
 def _detector_origin(folder: Path) -> str:

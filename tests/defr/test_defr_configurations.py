@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from lib.config import load_config
-from lib.defr.configurations import BACKBONES, ROWS, configurations, to_yaml
+from lib.defr.configurations import BACKBONES, ROWS, command, configurations, to_yaml
 from lib.defr.heads import FAMILIES
 from lib.defr.losses import LOSSES
+from lib.engine.batch import select_notebooks
+from lib.stages.recognition import UNTRAINED, variant_settings
 
 FOLDER = Path(__file__).parents[2] / "configs" / "defr"
 NAMED = configurations()
@@ -33,6 +35,19 @@ def test_file_is_current_and_loads(name):
     if published is not None:
         expected = re.search(r"# Expected: (.*?)\(", text, re.DOTALL)[1]
         assert [float(n) for n in re.findall(r"(?<!@)\b\d+\.\d+", expected)] == [published.full, *(published.few or ())]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_command_runs_notebooks_whose_models_are_named(name):
+    """There are no tiny models on real data: what the notebooks of the command load, the file has to name."""
+    config, line = load_config(FOLDER / f"{name}.yaml"), command(NAMED[name])
+    assert f"#   {line}\n" in (FOLDER / f"{name}.yaml").read_text() and f"CONFIG=configs/defr/{name}.yaml " in line
+    chosen = [path.name[:2] for path in select_notebooks(re.search(r"--notebooks ([\d,]+)", line)[1])]
+    boxes = config.defr.backbone == "clip"  # notebook 06 scores the detector's boxes for a CLIP tower only
+    assert chosen == (["01", "06"] if boxes else ["06"]) and bool(config.detector.source) == boxes
+    compared = [variant_settings(config.defr, variant) for variant in (*config.defr.variants, UNTRAINED)]
+    needs_clip = boxes or any(FAMILIES[each.head].rows == "clip" for each in compared)
+    assert bool(config.clip.source) == needs_clip
 
 
 def test_recipes_by_hand():

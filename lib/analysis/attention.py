@@ -38,7 +38,8 @@ def _outputs_of(module: nn.Module, tower: Tower, pixels: Tensor) -> list[Tensor]
     kept: list[Tensor] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
     try:
-        tower(pixels.to(next(tower.parameters()).device))
+        with torch.compiler.set_stance("force_eager"):  # compiled code would not see the hook
+            tower(pixels.to(next(tower.parameters()).device))
     finally:
         handle.remove()
     return kept

@@ -96,6 +96,9 @@ def _metric_panel(ax: Axes, part: pd.DataFrame, metric: str) -> None:
     ax.set_xticks(range(len(part)), part.index, fontsize=9 if len(part) < 4 else 8)
     ax.axhline(0, color=REST, lw=0.8)
     ax.margins(y=0.24)
+    if np.nan_to_num(value).max() <= 0:  # bars that hang from the top leave no room for the direction
+        lowest = ax.get_ylim()[0]
+        ax.set_ylim(lowest, -0.12 * lowest)
     ax.grid(axis="y")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from lib.errors import FoundExpected
@@ -20,7 +21,8 @@ def recorded(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list
     """Keep what modules give out while the context is open -> {name: its outputs, one a call, detached, on the CPU}.
 
     layers: names as in `model.named_modules()`; an empty name is the model itself. Of a tuple the first tensor is kept.
-    Raises FoundExpected for a name that the model does not have.
+    A compiled model runs as it is written meanwhile: compiled code does not see hooks that came after it. Raises
+    FoundExpected for a name that the model does not have.
     """
     modules = dict(model.named_modules())
     unknown = [name for name in layers if name not in modules]
@@ -31,7 +33,8 @@ def recorded(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list
     kept: dict[str, list[Tensor]] = {name: [] for name in layers}
     handles = [modules[name].register_forward_hook(_keeping(kept[name])) for name in layers]
     try:
-        yield kept
+        with torch.compiler.set_stance("force_eager"):
+            yield kept
     finally:
         for handle in handles:
             handle.remove()

@@ -26,6 +26,16 @@ def test_outputs_of_every_call_are_kept_and_the_hooks_are_gone(model):
     assert len(kept["0"]) == 2 and not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_compiled_model_is_recorded_too():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(5, 4)
+    model.compile(backend="eager")  # the tracing without the code generator
+    expected = model(x)  # traced before there was a hook
+    with recorded(model, ["0", "1"]) as kept:
+        model(x)
+    torch.testing.assert_close(kept["1"][0], expected.detach())
+    assert len(kept["0"]) == 1
+
+
 def test_of_a_tuple_the_first_tensor_is_kept_and_an_empty_name_is_the_model(model):
     x = torch.randn(3, 4)
     with recorded(model, ["", "2"]) as kept:

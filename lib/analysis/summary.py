@@ -16,6 +16,7 @@ from lib.analysis.embeddings import VISION_STATES
 from lib.analysis.figures import METHOD_LABEL, SPLIT_KEYS, results_from_metrics
 from lib.analysis.gap_report import BASELINE, METRICS
 
+CONTROLS = ("centred", "vision_control")  # the same pairs without a bridge, and with one that knows no text
 CLEAR = 0.5  # mAP points below which one run's difference is called no clear difference
 
 
@@ -35,13 +36,17 @@ def findings(metrics: Mapping[str, float]) -> list[Finding]:
 
 
 def verdict(metrics: Mapping[str, float]) -> Finding:
-    """The one sentence on the bridge for the head of a report."""
+    """What a report says first of the bridge: a gain is its own only where it beats what carries nothing to the text."""
     collapsed = _collapsed(metrics)
     if collapsed:
         return collapsed
     finding = _comparison(metrics, "bridge", "ezhoi")
     if not finding:
         return Finding("neutral", "The run holds no mAP with and without the bridge: it says nothing about the bridge.")
+    for control in CONTROLS if finding.tone == "good" else ():
+        beside = _comparison(metrics, "bridge", control)
+        if beside and beside.tone != "good":
+            return Finding("neutral", f"The gain is not the bridge's own. {finding.text} {beside.text}")
     word = {"good": "helps", "bad": "does not help", "neutral": "does not clearly help"}[finding.tone]
     return Finding(finding.tone, f"The bridge {word}. {finding.text}")
 

@@ -134,6 +134,14 @@ def test_the_verdict_follows_the_map(after, tone, words):
     assert words in text_summary(metrics)
 
 
+@pytest.mark.parametrize("control", ["centred", "vision_control"])
+def test_a_gain_that_comes_without_a_bridge_too_is_not_its_own(control):
+    metrics = {"ezhoi/mAP_full": 30.0, "bridge/mAP_full": 31.0, f"{control}/mAP_full": 30.9}
+    assert verdict(metrics).tone == "neutral" and "not the bridge's own" in verdict(metrics).text
+    assert "(full +0.1)" in verdict(metrics).text and "helps" not in text_summary(metrics)
+    assert "The bridge helps" in verdict(metrics | {f"{control}/mAP_full": 30.0}).text
+
+
 def test_a_run_without_map_says_nothing_about_the_bridge(report):
     assert "says nothing about the bridge" in text_summary(gap_metrics(report))
     assert "mean max cosine" in text_summary(gap_metrics(report))

@@ -36,7 +36,7 @@ def findings(metrics: Mapping[str, float]) -> list[Finding]:
 
 
 def verdict(metrics: Mapping[str, float]) -> Finding:
-    """What a report says first of the bridge: a gain is its own only where it beats what carries nothing to the text."""
+    """What a report says first of the bridge; a gain is its own only where it beats what does without a bridge too."""
     collapsed = _collapsed(metrics)
     if collapsed:
         return collapsed

@@ -163,7 +163,7 @@ def evaluation_bridge(cfg: Config, run: Run) -> Bridge | None:
         own = Bridge.load(trained, inputs.device(cfg)).geometry
         found = found.with_center(own.center)
         found = found if own.vision_mean is None else found.with_vision_mean(own.vision_mean)
-    return found
+    return found.walking_on(found.device, cfg.compile) if cfg.compile else found
 
 
 def _live_detector(cfg: Config, run: Run, data: HoiDataset) -> LiveDetector:

@@ -1,7 +1,8 @@
 """torch.compile as a switch (`compile` in the settings): fused kernels, and CUDA graphs, behind the same modules.
 
 What it changes is speed and the last bits of results, so it is no part of any fingerprint. Compiled are the image
-towers (extraction, EZ-HOI, DEFR) and the bridge's denoiser: where the arithmetic is, and where shapes repeat.
+towers (extraction, EZ-HOI, DEFR) and the bridge's denoiser: where the arithmetic is, and where shapes repeat. Dropout
+draws from torch's own stream as without it, so that a compiled training is the plain one.
 """
 
 from __future__ import annotations
@@ -31,4 +32,7 @@ def compile_module(module: nn.Module, mode: str) -> None:
     if not shutil.which(compiler):
         mend = "install g++, name a compiler in the environment variable CXX, or leave compile empty"
         raise FoundExpected("compile", f"no program {compiler}", "a C++ compiler", mend)
+    from torch._inductor import config  # seconds to import, for those who compile
+
+    config.fallback_random = True
     module.compile(mode=mode)

@@ -69,6 +69,16 @@ def test_a_compiled_detector_learns_and_predicts_the_same(tmp_path, device, mode
     torch.testing.assert_close(torch.from_numpy(predicted()), torch.from_numpy(logits), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("device", "mode"), WAYS)
+def test_compiled_dropout_draws_the_same_numbers(device, mode):
+    module, x = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Dropout(0.5)).to(device), torch.randn(16, 8)
+    torch.manual_seed(3)
+    plain = module(x.to(device))
+    compile_module(module, mode)
+    torch.manual_seed(3)
+    torch.testing.assert_close(module(x.to(device)), plain)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_a_bridge_walked_in_bfloat16_ends_at_the_same_place(bridge, device):
     features = made_features(made_texts(32), 400)

@@ -145,7 +145,12 @@ class Bridge:
         return replace(self, denoiser=self.denoiser.to(device), geometry=self.geometry.to(device))
 
     def walking_on(self, device: torch.device | str, compile_mode: str = "") -> Bridge:
-        """The same bridge for features on the CPU, with a network of its own on a device; `compiled.compile_module`."""
+        """The same bridge, its network on a device and compiled (`compile_module`): a copy, where that is a change.
+
+        The means stay where they are, and so do the features that it takes and gives.
+        """
+        if not compile_mode and self.device == torch.device(device):
+            return self
         network = copy.deepcopy(self.denoiser).to(device)
         compile_module(network, compile_mode)
         return replace(self, denoiser=network, pad_to_bucket=bool(compile_mode))

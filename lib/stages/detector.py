@@ -150,7 +150,7 @@ def training_bridge(cfg: Config, run: Run, model: EzHoi, data: HoiDataset, image
         samples = HoiSamples(first, inputs.proposals(cfg, run, first), store, model.size, classes_of(cfg, data))
         table = predict_pairs(model, samples, batch_size=PAIR_BATCH, workers=0, device=inputs.device(cfg))
         bridge = bridge.with_vision_mean(modality_mean(torch.from_numpy(table.features)))
-    return bridge.walking_on(bridge.device, cfg.compile) if cfg.compile else bridge
+    return bridge.walking_on(bridge.device, cfg.compile)
 
 
 def evaluation_bridge(cfg: Config, run: Run) -> Bridge | None:
@@ -163,7 +163,7 @@ def evaluation_bridge(cfg: Config, run: Run) -> Bridge | None:
         own = Bridge.load(trained, inputs.device(cfg)).geometry
         found = found.with_center(own.center)
         found = found if own.vision_mean is None else found.with_vision_mean(own.vision_mean)
-    return found.walking_on(found.device, cfg.compile) if cfg.compile else found
+    return found.walking_on(found.device, cfg.compile)
 
 
 def _live_detector(cfg: Config, run: Run, data: HoiDataset) -> LiveDetector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lib.defr.labels import SPLITS
@@ -11,7 +12,7 @@ from lib.stages import inputs
 from lib.stages.doctor_case import Case, Check, failed, note, passed
 from lib.stages.doctor_facts import DETECTOR, DETR_R50_BYTES
 from lib.stages.doctor_models import archive_of, sha256, shipped
-from lib.stages.doctor_report import STOP, Finding
+from lib.stages.doctor_report import ALL, STOP, Finding
 
 
 def detector_books(case: Case) -> tuple[str, ...]:
@@ -22,23 +23,27 @@ def detector_books(case: Case) -> tuple[str, ...]:
 
 def detector(case: Case) -> Iterator[Finding]:
     """The DETR as the stages load it; its classes against those of the annotations."""
+    return (replace(finding, notebooks=detector_books(case)) for finding in _detector(case))
+
+
+def _detector(case: Case) -> Iterator[Finding]:
     source, name = case.cfg.detector.source, "detector"
     if source in inputs.ORACLES:
         case.boxes = True
         yield note(name, f"{source}: annotated boxes in place of a detector", expected="a detector",
-                   mend="results are an upper bound: say so beside them", notebooks=detector_books(case))  # fmt: skip
+                   mend="results are an upper bound: say so beside them")  # fmt: skip
         return
     if source.startswith(inputs.JSON):
         yield from _json_boxes(case, source.removeprefix(inputs.JSON))
         return
     if not source and not case.has("models"):
-        yield from shipped(name, case, "detector.source", "weights/detr-r50-hicodet", detector_books(case))
+        yield from shipped(name, case, "detector.source", "weights/detr-r50-hicodet", ALL)
         return
     folder = Path(source)
     try:
         case.detr = inputs.detector(case.cfg, case.run)
     except (OSError, ValueError, RuntimeError) as error:
-        yield _no_detector(case, folder, error)
+        yield _no_detector(folder, error)
         return
     case.boxes = True
     detr, words = case.detr, case.vocabulary
@@ -54,15 +59,14 @@ def detector(case: Case) -> Iterator[Finding]:
             name, STOP,
             f"{len(detr.labels)} classes ({', '.join(detr.labels[:3])}, ...) without {', '.join(unknown[:3])}",
             f"the {len(words.objects)} objects of the annotations by name (80 of COCO, not its 91 ids)",
-            _detector_origin(folder), f"python -m lib.detection.released CHECKPOINT.pth {folder}", detector_books(case),
+            _detector_origin(folder), f"python -m lib.detection.released CHECKPOINT.pth {folder}",
         )  # fmt: skip
     elif unknown:
         some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         yield note(name, f"{found}; it has no class for {len(unknown)} annotated objects ({some})",
-                   expected="a class for every object", mend="their interactions will never be found",
-                   notebooks=detector_books(case))  # fmt: skip
+                   expected="a class for every object", mend="their interactions will never be found")  # fmt: skip
     else:
-        yield passed(name, found, detector_books(case))
+        yield passed(name, found)
 
 
 def _json_boxes(case: Case, pattern: str) -> Iterator[Finding]:
@@ -75,38 +79,33 @@ def _json_boxes(case: Case, pattern: str) -> Iterator[Finding]:
         if missing or not there:
             lost = f"{len(missing):,} of {len(wanted):,} files are missing ({', '.join(missing[:2])}, ...)"
             yield Finding(name, STOP, f"{folder}: {lost if there else 'no files'}", "one <image name>.json an image",
-                          mend="correct detector.source; {split} in it becomes train or test",
-                          notebooks=detector_books(case))  # fmt: skip
+                          mend="correct detector.source; {split} in it becomes train or test")  # fmt: skip
         else:
             case.boxes = True
-            yield passed(
-                name, f"{folder}: {len(there):,} files, labels {case.cfg.detector.labels}", detector_books(case)
-            )
+            yield passed(name, f"{folder}: {len(there):,} files, labels {case.cfg.detector.labels}")
 
 
-def _no_detector(case: Case, folder: Path, error: Exception) -> Finding:
+def _no_detector(folder: Path, error: Exception) -> Finding:
     found, archive = failed("detector", error), archive_of(folder, ".pth", ".pt")
     expected = found.expected or f"a folder with {', '.join(FILES)}"
     origin = _detector_origin(folder)
     if archive is None:
         command = f"python -m lib.detection.released {folder.name}.pth {folder}"
-        return Finding(
-            "detector", STOP, found.found, expected, origin, f"download it, then {command}", detector_books(case)
-        )
+        return Finding("detector", STOP, found.found, expected, origin, f"download it, then {command}")
     size = archive.stat().st_size
     if size < DETR_R50_BYTES:
         return Finding(
             "detector, checkpoint", STOP, f"{archive}: {size / 1e6:,.0f} MB",
             f"at least {DETR_R50_BYTES / 1e6:,.0f} MB, the weights of a DETR R50", origin,
-            "download it again: it is cut short", detector_books(case),
+            "download it again: it is cut short",
         )  # fmt: skip
     stated = archive.stem.rpartition("-")[2]  # facebookresearch writes the first digits of the hash into the name
     if stated == "e632da11" and not sha256(archive).startswith(stated):
         return Finding("detector, checkpoint", STOP, f"{archive}: another SHA-256", f"one that begins with {stated}",
-                       origin, "download it again", detector_books(case))  # fmt: skip
+                       origin, "download it again")  # fmt: skip
     mend = f"python -m lib.detection.released {archive} {folder if folder != archive else folder.with_suffix('')}"
     there = f"{found.found}, but {archive} is there ({size / 1e6:,.0f} MB)"
-    return Finding("detector", STOP, there, expected, "", mend, detector_books(case))
+    return Finding("detector", STOP, there, expected, "", mend)
 
 
 def _detector_origin(folder: Path) -> str:
